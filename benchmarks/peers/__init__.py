@@ -1,0 +1,1 @@
+"""What we are measured against, each a program of its own that the benchmarks start."""
