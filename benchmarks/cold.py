@@ -1,0 +1,93 @@
+"""From a server's start to its first streamed token, beside its peers.
+
+The clock starts before the process does. The client connects as soon as somebody listens, asks again while the answer is
+"not ready" (503), and stops the clock at the first text in the stream. The client takes part of one CPU for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import page_cache, servers
+from benchmarks.measure import Table, interleaved, report
+from benchmarks.workloads import MAX_TOKENS, MODELS, N_CTX, THREADS, WORKLOADS, Workload, model_path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", action="append", metavar="NAME", help=f"{' or '.join(MODELS)}, or a path; default both")
+    parser.add_argument("--workload", action="append", choices=WORKLOADS, help="default both")
+    parser.add_argument("--only", action="append", metavar="TEXT", help="servers whose name holds this text")
+    parser.add_argument("--page-cache", choices=("warm", "dropped"), default="warm", help="the model's file (default warm)")
+    parser.add_argument("--rounds", type=int, default=5)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    everybody = [
+        server for server in servers.available() if not arguments.only or any(t in server.name for t in arguments.only)
+    ]
+    reference = next((server.name for server in everybody if server.name == "llama-server"), None)
+    tables = []
+    for model_name in arguments.model or MODELS:
+        model = model_path(model_name)
+        for workload_name in arguments.workload or WORKLOADS:
+            workload = WORKLOADS[workload_name]
+            title = f"{model.stem}, {workload_name}, page cache {arguments.page_cache}"
+            print(title, flush=True)
+            tables += measure(title, everybody, model, workload, arguments.page_cache, arguments.rounds, reference)
+    notes = [
+        f"N_CTX {N_CTX}, {THREADS} threads, at most {MAX_TOKENS} tokens out, temperature 0, one request per start.",
+        *(f"{server.name}: {server.note}." for server in everybody),
+        f"{servers.BARE}: benchmarks/peers/bare.py, no HTTP and no template: the floor, not a server.",
+    ]
+    report("cold" if arguments.page_cache == "warm" else "cold-page-cache-dropped", tables, notes)
+    return 0
+
+
+def measure(
+    title: str,
+    everybody: list[servers.Server],
+    model: Path,
+    workload: Workload,
+    cache: str,
+    rounds: int,
+    reference: str | None,
+) -> list[Table]:
+    """Two tables: seconds to the first token, and to the last."""
+    answers: dict[str, list[servers.Answer]] = {}
+
+    def first_token(name: str, ask: Callable[[], servers.Answer]) -> float:
+        (page_cache.warm if cache == "warm" else page_cache.drop)(model)
+        answer = ask()
+        answers.setdefault(name, []).append(answer)
+        return answer.first
+
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as prompt:
+        prompt.write(workload.chatml())
+        prompt.flush()
+        subjects: dict[str, Callable[[], servers.Answer]] = {
+            server.name: functools.partial(_ask_server, server, model, workload) for server in everybody
+        }
+        subjects[servers.BARE] = lambda: servers.bare(model, Path(prompt.name))[0]
+        firsts = interleaved({name: functools.partial(first_token, name, ask) for name, ask in subjects.items()}, rounds)
+    counted = dict.fromkeys(name for values in firsts for name in values)
+    lasts = [{name: answers[name][n].last for name in counted if n < len(answers[name])} for n in range(rounds)]
+    texts = {name: answers[name][0].text.strip() for name in counted}
+    return [
+        Table(f"To the first token: {title}", "s", firsts, reference),
+        Table(f"To the last token: {title}", "s", lasts, reference, _differences(texts)),
+    ]
+
+
+def _ask_server(server: servers.Server, model: Path, workload: Workload) -> servers.Answer:
+    with servers.Running(server, model) as running:
+        return servers.answer(running, server.body(workload))
+
+
+def _differences(texts: dict[str, str]) -> tuple[str, ...]:
+    """A note for each subject whose answer was not the bare script's: then it did other work."""
+    expected = texts.get(servers.BARE)
+    return tuple(f"{name} answered otherwise: {text!r}, not {expected!r}." for name, text in texts.items() if text != expected)
