@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import page_cache, servers
-from benchmarks.measure import Table, interleaved, report
+from benchmarks.measure import Table, add_round_arguments, interleaved, report
 from benchmarks.workloads import MAX_TOKENS, MODELS, N_CTX, THREADS, WORKLOADS, Workload, model_path
 
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workload", action="append", choices=WORKLOADS, help="default both")
     parser.add_argument("--only", action="append", metavar="TEXT", help="servers whose name holds this text")
     parser.add_argument("--page-cache", choices=("warm", "dropped"), default="warm", help="the model's file (default warm)")
-    parser.add_argument("--rounds", type=int, default=5)
+    add_round_arguments(parser, 5)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
             workload = WORKLOADS[workload_name]
             title = f"{model.stem}, {workload_name}, page cache {arguments.page_cache}"
             print(title, flush=True)
-            tables += measure(title, everybody, model, workload, arguments.page_cache, arguments.rounds, reference)
+            tables += measure(title, everybody, model, workload, reference, arguments)
     notes = [
         f"N_CTX {N_CTX}, {THREADS} threads, at most {MAX_TOKENS} tokens out, temperature 0, one request per start.",
         *(f"{server.name}: {server.note}." for server in everybody),
@@ -52,17 +52,16 @@ def measure(
     everybody: list[servers.Server],
     model: Path,
     workload: Workload,
-    cache: str,
-    rounds: int,
     reference: str | None,
+    arguments: argparse.Namespace,
 ) -> list[Table]:
     """Two tables: seconds to the first token, and to the last."""
-    answers: dict[str, list[servers.Answer]] = {}
+    answers: dict[tuple[str, float], servers.Answer] = {}  # by name and seconds to the first token
 
     def first_token(name: str, ask: Callable[[], servers.Answer]) -> float:
-        (page_cache.warm if cache == "warm" else page_cache.drop)(model)
+        (page_cache.warm if arguments.page_cache == "warm" else page_cache.drop)(model)
         answer = ask()
-        answers.setdefault(name, []).append(answer)
+        answers[name, answer.first] = answer
         return answer.first
 
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as prompt:
@@ -72,13 +71,13 @@ def measure(
             server.name: functools.partial(_ask_server, server, model, workload) for server in everybody
         }
         subjects[servers.BARE] = lambda: servers.bare(model, Path(prompt.name))[0]
-        firsts = interleaved({name: functools.partial(first_token, name, ask) for name, ask in subjects.items()}, rounds)
-    counted = dict.fromkeys(name for values in firsts for name in values)
-    lasts = [{name: answers[name][n].last for name in counted if n < len(answers[name])} for n in range(rounds)]
-    texts = {name: answers[name][0].text.strip() for name in counted}
+        timed = {name: functools.partial(first_token, name, ask) for name, ask in subjects.items()}
+        firsts = interleaved(timed, arguments.rounds, patience=arguments.patience)
+    kept = [{name: answers[name, first] for name, first in values.items()} for values in firsts.values]
+    lasts = [{name: answer.last for name, answer in values.items()} for values in kept]
     return [
-        Table(f"To the first token: {title}", "s", firsts, reference),
-        Table(f"To the last token: {title}", "s", lasts, reference, _differences(texts)),
+        Table(f"To the first token: {title}", "s", firsts.values, reference, (firsts.note(),)),
+        Table(f"To the last token: {title}", "s", lasts, reference, _differences(kept)),
     ]
 
 
@@ -87,7 +86,14 @@ def _ask_server(server: servers.Server, model: Path, workload: Workload) -> serv
         return servers.answer(running, server.body(workload))
 
 
-def _differences(texts: dict[str, str]) -> tuple[str, ...]:
-    """A note for each subject whose answer was not the bare script's: then it did other work."""
-    expected = texts.get(servers.BARE)
-    return tuple(f"{name} answered otherwise: {text!r}, not {expected!r}." for name, text in texts.items() if text != expected)
+def _differences(rounds: list[dict[str, servers.Answer]]) -> tuple[str, ...]:
+    """A note for each subject that did other work than the bare script: an answer of another length or text."""
+    answers = {name: answer for values in rounds for name, answer in values.items()}
+    if servers.BARE not in answers:
+        return ()
+    expected = answers[servers.BARE].text.strip()
+    return tuple(
+        f"{name} sent another text than the bare script, {answer.pieces} pieces. Rounding differs with repacked weights."
+        for name, answer in answers.items()
+        if answer.text.strip() != expected
+    )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import subprocess
 import sys
 import time
 
-from benchmarks.measure import Table, interleaved, report, summary
+from benchmarks.measure import Table, add_round_arguments, interleaved, report, summary
 from benchmarks.servers import ROOT, clean_environment
 
 BARE = "pass"
@@ -15,19 +16,20 @@ HANDLER = "import handler"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=int, default=25, help="at least 15 (default 25)")
+    add_round_arguments(parser, 25)
 
 
 def run(arguments: argparse.Namespace) -> int:
     statements = {"python -c pass": BARE, "import handler": HANDLER}
     for statement in statements.values():
         milliseconds(statement)  # writes the bytecode, warms the page cache
-    rounds = interleaved({name: lambda s=s: milliseconds(s) for name, s in statements.items()}, arguments.rounds)
-    over = [values["import handler"] - values["python -c pass"] for values in rounds if len(values) == 2]
+    subjects = {name: functools.partial(milliseconds, statement) for name, statement in statements.items()}
+    rounds = interleaved(subjects, arguments.rounds, patience=arguments.patience)
+    over = [values["import handler"] - values["python -c pass"] for values in rounds.values if len(values) == 2]
     count = len(modules(HANDLER) - modules(BARE))
     report(
         "imports",
-        [Table("A fresh interpreter", "ms", rounds)],
+        [Table("A fresh interpreter", "ms", rounds.values, notes=(rounds.note(),))],
         [f"`import handler` adds {summary(over)} ms (the difference within each round) and {count} modules."],
     )
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
@@ -13,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from benchmarks.disturbance import OtherLoad, wait_for_quiet
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -44,22 +47,58 @@ def ratio(rounds: Sequence[Mapping[str, float]], subject: str, reference: str) -
     return summary(both) if both else None
 
 
-def interleaved(subjects: Mapping[str, Callable[[], float]], rounds: int) -> list[dict[str, float]]:
+def add_round_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
+    parser.add_argument("--rounds", type=int, default=rounds, metavar="N", help=f"runs of each (default {rounds})")
+    parser.add_argument(
+        "--patience", type=float, default=20, metavar="SECONDS", help="wait so long for a quiet machine (default 20)"
+    )
+
+
+class Rounds(NamedTuple):
+    """What each subject took in each round, and how much of one CPU others took meanwhile (the same keys)."""
+
+    values: list[dict[str, float]]
+    disturbed: list[dict[str, float]]
+
+    def note(self) -> str:
+        shares = [share for disturbed in self.disturbed for share in disturbed.values()]
+        return (
+            f"Others took {statistics.median(shares):.2f} of a CPU during the median run, {max(shares):.2f} during the "
+            "worst one that was kept."
+        )
+
+
+def interleaved(
+    subjects: Mapping[str, Callable[[], float]], rounds: int, *, patience: float = 20.0, attempts: int = 3
+) -> Rounds:
     """Each subject once a round. The order turns by one each round, so that nobody always follows the same neighbour.
 
-    A subject that fails is left out of that round, and the reason is printed.
+    A run waits up to `patience` seconds for the machine to be quiet, and is repeated if others took more than a tenth
+    of a CPU meanwhile; of `attempts` runs the least disturbed counts. A subject that fails is left out of that round,
+    and the reason is printed.
     """
     names = list(subjects)
-    results = []
+    results = Rounds([], [])
     for number in range(rounds):
         turn = number % len(names)
         values: dict[str, float] = {}
+        disturbed: dict[str, float] = {}
         for name in names[turn:] + names[:turn]:
-            try:
-                values[name] = subjects[name]()
-            except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
-                print(f"  round {number + 1}: {name} failed: {error}", flush=True)
-        results.append(values)
+            for _ in range(attempts):
+                wait_for_quiet(patience)
+                load = OtherLoad()
+                try:
+                    value = subjects[name]()
+                except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
+                    print(f"  round {number + 1}: {name} failed: {error}", flush=True)
+                    break
+                share = load.share()
+                if share < disturbed.get(name, float("inf")):
+                    values[name], disturbed[name] = value, share
+                if share < 0.1:
+                    break
+        results.values.append(values)
+        results.disturbed.append(disturbed)
         said = "  ".join(f"{name} {values[name]:.4g}" for name in names if name in values)
         print(f"  round {number + 1}/{rounds}: {said}", flush=True)
     return results

@@ -15,9 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from benchmarks import llama_server, peers
@@ -46,7 +47,7 @@ class Server(NamedTuple):
             body = {"system": workload.system, "context": workload.user}
         else:
             messages = [{"role": "system", "content": workload.system}, {"role": "user", "content": workload.user}]
-            body = {"messages": messages}
+            body = {"messages": messages, "repeat_penalty": 1.0}  # llama_cpp.server's default would change the text
         body |= {"max_tokens": max_tokens, "temperature": 0, "stream": stream}
         return json.dumps(body).encode()
 
@@ -231,11 +232,21 @@ def clean_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]
 BARE = "bare script"
 
 
-def bare(model: Path, prompt: Path, *options: str) -> tuple[Answer, dict[str, float]]:
-    """Run peers/bare.py, the floor; also its own moments, in seconds from the process's start."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "peers" / "bare.py"), str(model), str(prompt), *options]
+def bare(
+    model: Path,
+    prompt: Path,
+    *options: str,
+    python: Sequence[str] = (),
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[Answer, dict[str, float]]:
+    """Run peers/bare.py, the floor; also its own moments, in seconds from the process's start.
+
+    `options` are bare.py's, `python` the interpreter's, `environment` is added to ours.
+    """
+    script = str(ROOT / "benchmarks" / "peers" / "bare.py")
+    command = [sys.executable, *python, script, str(model), str(prompt), *options]
     started = time.monotonic()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=clean_environment()) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=clean_environment() | dict(environment)) as process:
         assert process.stdout is not None
         first_piece = os.read(process.stdout.fileno(), 4096)
         first = time.monotonic() - started

@@ -25,7 +25,7 @@ with what is found on a farm. Give amounts per plant and per hectare, temperatur
 millimetres. A product that needs a licence is only named together with the licence. If the weather of the coming week
 matters, say so, and say what to watch. Prices and dates that you do not know are left out.
 """
-LONG_SYSTEM = "".join(_RULES.format(n=n) for n in range(1, 9))
+LONG_SYSTEM = "".join(_RULES.format(n=n) for n in range(1, 8))
 
 
 class Workload(NamedTuple):

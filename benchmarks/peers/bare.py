@@ -11,6 +11,7 @@ import time
 
 started = time.monotonic()
 
+import _thread  # noqa: E402
 import ctypes  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
@@ -29,10 +30,9 @@ options: dict[str, int] = {
     "n_batch": 2048,
     "n_ubatch": 512,
     "poll": -1,  # 0 to 100: a thread pool of our own that polls so hard; -1: none
-    "threads": 0,  # with a pool: 1 makes another for the prefill
-    "readahead": 0,  # 1: posix_fadvise(WILLNEED) first; 2: readahead() of the file in a thread
+    "readahead": 0,  # first of all: 1 posix_fadvise(WILLNEED); 2 readahead() in a thread; 3 read() in a thread
     "abort": 0,  # 1: arm the abort callback, with a native function that is always false
-    "wait": 0,  # 1: tell of the last line, then wait for standard input to close
+    "wait": 0,  # 1: wait for standard input to close before ending
 }
 STEPS = ("imports", "load", "context", "prompt", "first_token", "end")
 
@@ -50,6 +50,12 @@ class ThreadPoolParameters(ctypes.Structure):
     )
 
 
+def read_through(file: int) -> None:
+    buffer = bytearray(1 << 20)
+    while os.readv(file, [buffer]):
+        pass
+
+
 def main() -> None:
     model_path, prompt_path, *pairs = sys.argv[1:]
     for pair in pairs:
@@ -59,12 +65,11 @@ def main() -> None:
         file = os.open(model_path, os.O_RDONLY)
         if options["readahead"] == 1:
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
-        else:
-            import _thread
-
-            libc = ctypes.CDLL(None)
+        elif options["readahead"] == 2:
             size = ctypes.c_size_t(os.fstat(file).st_size)
-            _thread.start_new_thread(libc.readahead, (file, ctypes.c_int64(0), size))
+            _thread.start_new_thread(ctypes.CDLL(None).readahead, (file, ctypes.c_int64(0), size))
+        else:
+            _thread.start_new_thread(read_through, (file,))
 
     # `import llama_cpp` would run an __init__ that imports numpy, jinja2 and 18,000 lines more.
     spec = PathFinder.find_spec("llama_cpp")
@@ -72,6 +77,8 @@ def main() -> None:
     package = types.ModuleType("llama_cpp")
     package.__path__ = list(spec.submodule_search_locations or ())
     sys.modules["llama_cpp"] = package
+    # All that it wants of typing_extensions is TypeAlias, which typing has too, 8 ms sooner.
+    sys.modules["typing_extensions"] = sys.modules["typing"] = __import__("typing")
     import llama_cpp.llama_cpp as llama
 
     libc = ctypes.CDLL(None)
@@ -122,9 +129,9 @@ def main() -> None:
     sampler = llama.llama_sampler_init_greedy()
     one = (llama.llama_token * 1)()
     for start in range(0, count, options["n_batch"]):
-        part = tokens[start : min(start + options["n_batch"], count)]
-        batch = llama.llama_batch_get_one((llama.llama_token * len(part))(*part), len(part))
-        if llama.llama_decode(context, batch):
+        length = min(options["n_batch"], count - start)
+        part = ctypes.cast(ctypes.byref(tokens, start * ctypes.sizeof(llama.llama_token)), llama.llama_token_p)
+        if llama.llama_decode(context, llama.llama_batch_get_one(part, length)):
             raise SystemExit("llama_decode failed")
     for index in range(options["tokens"]):
         if index:
