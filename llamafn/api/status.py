@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import sys
 from typing import Any
 
 import llamafn
@@ -46,7 +46,7 @@ def warmup(request: Request, settings: Settings) -> Response:
 
 
 def _versions() -> dict[str, Any]:
-    versions = {"llamafn": llamafn.__version__, "python": platform.python_version()}
+    versions = {"llamafn": llamafn.__version__, "python": sys.version.partition(" ")[0]}
     if model_loader.loaded() is not None:
         from llamafn.engine import bindings
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-from urllib.parse import unquote
 
 from llamafn.errors import ModelUnavailable
 from llamafn.settings import Settings
@@ -16,6 +14,8 @@ def local_path(settings: Settings) -> str:
     if not separator:
         return settings.model
     if scheme == "file":
+        from urllib.parse import unquote
+
         return unquote(rest)
     if scheme == "package":
         return _in_package(*rest.split("/", 1))
@@ -28,6 +28,8 @@ def local_path(settings: Settings) -> str:
 
 
 def _in_package(module: str, file: str) -> str:
+    import importlib.util
+
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
         raise ModelUnavailable(

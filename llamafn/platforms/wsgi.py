@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
 from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llamafn.app import App
 from llamafn.deadline import Deadline
 from llamafn.settings import Settings
 from llamafn.web import Request, Response
+
+if TYPE_CHECKING:
+    import socket
 
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
@@ -57,10 +58,11 @@ def _watch(client: socket.socket | None) -> Callable[[], bool] | None:
     """
     if client is None:
         return None
+    from socket import MSG_DONTWAIT, MSG_PEEK
 
     def is_gone() -> bool:
         try:
-            return client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+            return client.recv(1, MSG_PEEK | MSG_DONTWAIT) == b""
         except BlockingIOError:
             return False  # open and silent, as one that waits is
         except OSError:
@@ -70,6 +72,4 @@ def _watch(client: socket.socket | None) -> Callable[[], bool] | None:
 
 
 def _phrase(status: int) -> str:
-    with contextlib.suppress(ValueError):
-        return HTTPStatus(status).phrase
-    return "Unknown"
+    return HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "Unknown"
