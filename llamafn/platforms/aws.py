@@ -39,8 +39,7 @@ def _request_of(event: Any, context: Any, settings: Settings) -> Request:
             f"This event is not a Function URL's: expected version 2.0 and requestContext.http, found {found}.",
             hint="Call the function through its Function URL.",
         )
-    text = event.get("body") or ""
-    body = base64.b64decode(text) if event.get("isBase64Encoded") else text.encode()
+    body = _body_of(event)
     return Request(
         http["method"],
         event.get("rawPath") or "/",
@@ -48,6 +47,16 @@ def _request_of(event: Any, context: Any, settings: Settings) -> Request:
         read_body=lambda limit: body[:limit],
         deadline=_deadline(context, settings),
     )
+
+
+def _body_of(event: Event) -> bytes:
+    text = event.get("body") or ""
+    if not event.get("isBase64Encoded"):
+        return text.encode(errors="surrogatepass")  # half a pair is not UTF-8 any more, and is refused as such
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise BadRequest(f"isBase64Encoded is true, but the body is not base64: {error}.") from error
 
 
 def _deadline(context: Any, settings: Settings) -> Deadline:
