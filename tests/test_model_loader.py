@@ -13,7 +13,6 @@ from llamafn.deadline import Deadline
 from llamafn.errors import DeadlinePassed, ModelUnavailable
 from llamafn.settings import Settings
 
-
 pytestmark = pytest.mark.usefixtures("nothing_loaded")
 
 

@@ -22,6 +22,7 @@ def call(method: str, path: str, body: bytes = b"") -> tuple[str, dict[str, str]
     environ: dict[str, Any] = {
         "REQUEST_METHOD": method,
         "PATH_INFO": path,
+        "SCRIPT_NAME": "",
         "QUERY_STRING": "",
         "wsgi.input": io.BytesIO(body),
         "CONTENT_LENGTH": str(len(body)),
