@@ -190,19 +190,20 @@ def _build(python: Path, recipe: Recipe, environ: Mapping[str, str], directory: 
     # Without its cache, or pip may hand out a wheel that it built with other flags.
     pip = (python, "-m", "pip", "wheel", "--verbose", "--no-cache-dir", "--no-deps", "--no-binary=llama-cpp-python")
     with step(f"Building {requirement} for this CPU, once (2 to 5 minutes on two cores)") as show:
-        _run((*pip, f"--wheel-dir={directory / 'finished'}", requirement), _compiler_progress(show), environ, log)
+        argv = (*pip, f"--wheel-dir={directory / 'finished'}", requirement)
+        _run(argv, _compiler_progress(show), environ, log, failure="the engine could not be built")
     log.unlink()
 
 
-def _run(argv: Sequence[str | Path], parse: Callable[[str], None], environ: Mapping[str, str], log: Path) -> None:
+def _run(
+    argv: Sequence[str | Path], parse: Callable[[str], None], environ: Mapping[str, str], log: Path, *, failure: str
+) -> None:
     try:
         follow(argv, parse, environ=environ, log=log)
     except ProcessFailed as error:
-        output = log.read_text(encoding="utf-8", errors="replace")
         tail = "\n".join(f"  {line}" for line in error.tail)
-        raise CommandFailed(
-            f"building the engine failed. The end of {log}:\n{tail}", hint=likely_cause(output)
-        ) from error
+        hint = likely_cause(log.read_text(encoding="utf-8", errors="replace"))
+        raise CommandFailed(f"{failure}. The end of {log}:\n{tail}", hint=hint) from error
 
 
 def _compiler_progress(show: Callable[[str], None]) -> Callable[[str], None]:
@@ -227,8 +228,13 @@ def _compiler_progress(show: Callable[[str], None]) -> Callable[[str], None]:
 def _zig_compiler(python: Path, directory: Path, environ: Mapping[str, str], log: Path) -> dict[str, str]:
     """The variables that make PyPI's `ziglang` the compiler: it is Clang with every C library's headers, in a wheel."""
     site = directory / "zig"
+    pip = (python, "-m", "pip", "install", "--no-deps", f"--target={site}", "ziglang")
+    failure = (
+        "there is no C++ compiler on PATH (install g++ or clang), and its substitute, PyPI's ziglang, "
+        "could not be installed"
+    )
     with step("Installing ziglang, since there is no C++ compiler on PATH"):
-        _run([python, "-m", "pip", "install", "--no-deps", f"--target={site}", "ziglang"], lambda _: None, environ, log)
+        _run(pip, lambda _: None, environ, log, failure=failure)
     zig = shlex.quote(str(site / "ziglang" / "zig"))
     variables = {"ZIG_GLOBAL_CACHE_DIR": str(directory / "zig-cache")}
     for variable, compiler in (("CC", "cc"), ("CXX", "c++")):

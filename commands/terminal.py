@@ -86,7 +86,7 @@ def follow(
     """
     tail: deque[str] = deque(maxlen=20)
     with (
-        open(log or os.devnull, "w", encoding="utf-8") as record,
+        open(log or os.devnull, "w", encoding="utf-8", buffering=1) as record,
         subprocess.Popen(
             argv,
             env=environ,
