@@ -35,9 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
         environ["PORT"] = str(arguments.port)
     if arguments.host:
         environ["HOST"] = arguments.host
-    environ.setdefault("MODEL", SMALL_MODEL)
-    environ.setdefault("PORT", str(DEVELOPMENT_PORT))
-    environ.setdefault("PRELOAD", "1")
+    # PRELOAD, so that the first answer does not wait for the model.
+    for name, default in (("MODEL", SMALL_MODEL), ("PORT", str(DEVELOPMENT_PORT)), ("PRELOAD", "1")):
+        environ[name] = environ.get(name) or default
     settings = Settings.from_env(environ)
 
     listener = listen(settings.host, settings.port)
