@@ -127,12 +127,12 @@ class ThreadPool:
 
 def directory() -> str:
     """Where the shared libraries are."""
-    return os.path.dirname(os.path.realpath(llama._lib._name))
+    return os.path.dirname(os.path.realpath(str(llama._lib._name)))
 
 
 def version() -> str:
     """llama.cpp's version, as it reports it."""
-    return str(llama.llama_version().decode()) if hasattr(llama, "llama_version") else "unknown"
+    return f"{llama.llama_version().decode()}"
 
 
 def silence_log() -> None:

@@ -110,7 +110,8 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:
         """Put `{{ environment.read_clock() }}` first in every loop and macro; no template can reach that name."""
         tree = super()._parse(source, name, filename)
-        for node in (*tree.find_all(jinja2.nodes.For), *tree.find_all(jinja2.nodes.Macro)):
+        loops: list[Any] = [*tree.find_all(jinja2.nodes.For), *tree.find_all(jinja2.nodes.Macro)]
+        for node in loops:
             read_clock = jinja2.nodes.EnvironmentAttribute("read_clock")
             node.body.insert(0, jinja2.nodes.Output([jinja2.nodes.Call(read_clock, [], [], None, None)]))
         jinja2.nodes.Node.set_environment(tree, self)
