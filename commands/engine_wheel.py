@@ -216,9 +216,9 @@ def _compiler_progress(show: Callable[[str], None]) -> Callable[[str], None]:
         if counted is None:
             return
         done, total = int(counted[1]), int(counted[2])
-        if sys.stderr.isatty():
-            show(f"{done}/{total}")
-        elif total > 10 and done * 10 // total > tenths:
+        if total < 20:  # CMake's own small trials of the compiler
+            return
+        if sys.stderr.isatty() or done * 10 // total > tenths:
             tenths = done * 10 // total
             show(f"{done}/{total}")
 
@@ -236,10 +236,16 @@ def _zig_compiler(python: Path, directory: Path, environ: Mapping[str, str], log
     with step("Installing ziglang, since there is no C++ compiler on PATH"):
         _run(pip, lambda _: None, environ, log, failure=failure)
     zig = shlex.quote(str(site / "ziglang" / "zig"))
-    variables = {"ZIG_GLOBAL_CACHE_DIR": str(directory / "zig-cache")}
-    for variable, compiler in (("CC", "cc"), ("CXX", "c++")):
-        script = directory / f"zig-{compiler}"
-        script.write_text(f'#!/bin/sh\nexec {zig} {compiler} "$@"\n', encoding="utf-8")
+    tools = {}
+    for tool in ("cc", "c++", "ar", "ranlib"):
+        script = directory / f"zig-{tool}"
+        script.write_text(f'#!/bin/sh\nexec {zig} {tool} "$@"\n', encoding="utf-8")
         script.chmod(0o755)
-        variables[variable] = str(script)
-    return variables
+        tools[tool] = str(script)
+    archiver = (f"-DCMAKE_AR={tools['ar']}", f"-DCMAKE_RANLIB={tools['ranlib']}")
+    return {
+        "CC": tools["cc"],
+        "CXX": tools["c++"],
+        "CMAKE_ARGS": f"{environ['CMAKE_ARGS']} {shlex.join(archiver)}",
+        "ZIG_GLOBAL_CACHE_DIR": str(directory / "zig-cache"),
+    }
