@@ -19,8 +19,7 @@ except SettingsError as error:
 bind = f"{_settings.host}:{_settings.port}"
 workers = 1
 worker_class = "gthread"
-# All who wait in the queue, all who are answered, and a few for /health and for 429.
-threads = _settings.max_queue + _settings.parallel + 4
+threads = _settings.server_threads
 # A worker is replaced after so many requests; what it has begun, it finishes. The socket stays open meanwhile.
 max_requests = 200
 graceful_timeout = int(_settings.request_timeout_seconds) + 5

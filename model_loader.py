@@ -91,9 +91,15 @@ def state() -> dict[str, Any]:
         return {"state": "cold"}
     if load.error is not None:
         return {"state": "failed", **load.error.to_json()}
-    if load.engine is None:
+    engine = load.engine
+    if engine is None:
         return {"state": "loading"}
-    return {"state": "ready", "description": load.engine.model.description, "queued": load.engine.queued()}
+    return {
+        "state": "ready",
+        "description": engine.model.description,
+        "answering": engine.answering,
+        "queued": engine.queued,
+    }
 
 
 def _start(settings: Settings) -> _Load:

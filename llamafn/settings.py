@@ -188,6 +188,11 @@ class Settings(NamedTuple):
     host: str
     port: int
 
+    @property
+    def server_threads(self) -> int:
+        """Threads of a server: all who may wait, all who are answered, and a few for /health and for 429."""
+        return self.max_queue + self.parallel + 4
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
         """Read and check `environ`, by default the process's own; an empty variable counts as unset.

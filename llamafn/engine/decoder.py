@@ -130,6 +130,12 @@ class Decoder:
             self._watch.join()
         self._context.close()
 
+    @property
+    def answering(self) -> int:
+        """Turns that are under way."""
+        return len(self._running)
+
+    @property
     def queued(self) -> int:
         """Requests that wait for their turn."""
         return len(self._queue)

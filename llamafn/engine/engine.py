@@ -36,9 +36,15 @@ class Engine:
         self._decoder.close()
         self.model.close()
 
+    @property
+    def answering(self) -> int:
+        """Answers that are being written."""
+        return self._decoder.answering
+
+    @property
     def queued(self) -> int:
         """Requests that wait for their turn."""
-        return self._decoder.queued()
+        return self._decoder.queued
 
     def prompt(self, messages: Sequence[Mapping[str, Any]]) -> Prompt:
         """The tokens of a conversation, as the model's own template renders it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ FlaskAnswer = tuple["bytes | Iterable[bytes]", int, list[tuple[str, str]]]
 
 def http_function(app: App) -> Callable[[flask.Request], FlaskAnswer]:
     """The app as an HTTP function."""
+    # functions-framework imports the function before it makes its server, which takes its number of threads from here.
+    os.environ.setdefault("THREADS", str(app.settings.server_threads))
 
     def serve(request: flask.Request) -> FlaskAnswer:
         # Flask's request wraps a WSGI environment; nothing else of it is needed.
