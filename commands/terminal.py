@@ -25,10 +25,10 @@ class CommandFailed(LlamafnError):
 class ProcessFailed(CommandFailed):
     """A program ended with another status than 0. `tail` holds the last lines that it wrote."""
 
-    def __init__(self, argv: Sequence[str], status: int, tail: Sequence[str], *, hint: str | None = None) -> None:
+    def __init__(self, argv: Sequence[str], status: int, tail: Sequence[str]) -> None:
         self.tail = tuple(tail)
         ended = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        super().__init__("\n".join([f"{' '.join(map(str, argv))} {ended}. Its last lines:", *self.tail]), hint=hint)
+        super().__init__("\n".join([f"{' '.join(argv)} {ended}. Its last lines:", *self.tail]))
 
 
 @contextmanager
