@@ -105,6 +105,13 @@ VARIABLES = (
         "the CPU quota",
     ),
     Variable(
+        "PARALLEL",
+        integer(1, 64),
+        1,
+        "1 to 64 answers",
+        "Answers that are written side by side, each with a context of its own. The rest take turns.",
+    ),
+    Variable(
         "DEFAULT_SYSTEM",
         text_or_file,
         None,
@@ -170,6 +177,7 @@ class Settings(NamedTuple):
     local_model_path: str
     n_ctx: int
     n_threads: int
+    parallel: int
     default_system: str | None
     request_timeout_seconds: float
     deadline_margin_ms: int
@@ -179,6 +187,11 @@ class Settings(NamedTuple):
     preload: bool
     host: str
     port: int
+
+    @property
+    def server_threads(self) -> int:
+        """Threads of a server: all who may wait, all who are answered, and a few for /health and for 429."""
+        return self.max_queue + self.parallel + 4
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -198,6 +211,11 @@ class Settings(NamedTuple):
                 problems.append(f"{variable.name}={text!r}: cannot read the file: {error.strerror}")
             except ValueError:
                 problems.append(f"{variable.name}={text!r}: expected {variable.rule.replace('`', '')}")
+        timeout, margin = values.get("request_timeout_seconds"), values.get("deadline_margin_ms")
+        if timeout is not None and margin is not None and margin >= timeout * 1000:
+            problems.append(
+                f"DEADLINE_MARGIN_MS={margin}: expected less than REQUEST_TIMEOUT_SECONDS, which is {timeout:g} s"
+            )
         if problems:
             raise SettingsError(
                 "These environment variables cannot be used:\n  " + "\n  ".join(problems),

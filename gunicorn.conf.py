@@ -1,0 +1,51 @@
+"""gunicorn's settings; it reads this file by itself: `gunicorn handler:app`.
+
+One worker, so that the model is in memory once, and threads, so that /health answers while others wait.
+"""
+
+import sys
+from typing import Any
+
+import model_loader
+from llamafn.errors import HTTPError, SettingsError
+from llamafn.settings import Settings
+from llamafn.timeline import COLD_START
+
+try:
+    _settings = Settings.from_env()
+except SettingsError as error:
+    sys.exit(f"{error.message}\n{error.hint}")
+
+bind = f"{_settings.host}:{_settings.port}"
+workers = 1
+worker_class = "gthread"
+threads = _settings.server_threads
+# A worker is replaced after so many requests; what it has begun, it finishes. The socket stays open meanwhile.
+max_requests = 200
+graceful_timeout = int(_settings.request_timeout_seconds) + 5
+timeout = 45
+keepalive = 5
+# /dev/shm is not always there or writable; gunicorn's heartbeat would stall on a slow disk.
+worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None
+preload_app = _settings.preload
+
+
+def when_ready(server: Any) -> None:
+    """In the master, before any worker: map the weights once, for every worker that will follow."""
+    if _settings.preload:
+        try:
+            model_loader.preload(_settings)
+        except HTTPError as error:
+            # The worker tries again, and /health says what is wrong.
+            server.log.error("The model cannot be loaded: %s %s", error.message, error.hint or "")
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    if worker.age > 1:
+        COLD_START.restart()  # a later worker does not start with the process
+
+
+def post_worker_init(worker: Any) -> None:
+    """In the worker, before its first request."""
+    if _settings.preload:
+        model_loader.start_loading(_settings)

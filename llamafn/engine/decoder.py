@@ -1,0 +1,344 @@
+"""Turns in order of arrival, and the steps that move every running answer one token on.
+
+No thread of its own decodes. Of the threads that wait for a token, one leads: it runs a step for all the answers that
+are under way, hands out the tokens, and leaves the lead to the next thread that finds itself without one. A single
+request so pays for no hand-over, a function that is frozen between requests has nothing half-done, and several
+requests share each pass over the weights.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from llamafn.deadline import Deadline
+from llamafn.engine.bindings import AbortFlag
+from llamafn.engine.context import BATCH_TOKENS, Aborted, Chunk, Context
+from llamafn.engine.model import Model
+from llamafn.engine.sampling import Sampler, Sampling
+from llamafn.errors import ClientGone, HTTPError, QueueFull
+
+# How many tokens an answer may be ahead of the thread that reads it, while another thread leads.
+READ_AHEAD_TOKENS = 8
+# Reuse that saves less than this is not worth reading the same prompt in other batches, which round differently.
+WORTHWHILE_REUSE_TOKENS = 64
+# How often a client's socket is looked at.
+WATCH_SECONDS = 0.05
+
+
+class Prompt:
+    """Tokens to read, and the `boundary`: how many of them come before the user's part.
+
+    A prefill always splits at the boundary, so that its first part is the same whoever asks.
+    """
+
+    __slots__ = ("boundary", "tokens")
+
+    def __init__(self, tokens: list[int], boundary: int = 0) -> None:
+        self.tokens = tokens
+        self.boundary = boundary
+
+
+class _Sequence:
+    """One sequence of the KV cache."""
+
+    __slots__ = ("index", "tokens", "used_at")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.tokens: list[int] = []  # what the cache holds
+        self.used_at = 0.0
+
+    def common_prefix(self, tokens: Sequence[int]) -> int:
+        length = min(len(self.tokens), len(tokens))
+        if self.tokens[:length] == tokens[:length]:
+            return length
+        return next(i for i in range(length) if self.tokens[i] != tokens[i])
+
+
+class Turn:
+    """One answer under way. Made by `Decoder.begin`; whoever holds it must `Decoder.end` it."""
+
+    __slots__ = (
+        "_sequence",
+        "cached_tokens",
+        "deadline",
+        "ended_by",
+        "error",
+        "is_gone",
+        "pending",
+        "produced",
+        "prompt",
+        "ready",
+        "remaining",
+        "sampler",
+    )
+
+    def __init__(
+        self, prompt: Prompt, sampler: Sampler, max_tokens: int, deadline: Deadline, is_gone: Callable[[], bool] | None
+    ) -> None:
+        self.prompt = prompt
+        self.sampler = sampler
+        self.remaining = max_tokens
+        self.deadline = deadline
+        self.is_gone = is_gone
+        self.cached_tokens = 0  # of the prompt, that did not have to be read
+        self.pending: list[int] = []  # to be read: the rest of the prompt, or the last token
+        self.ready: deque[int] = deque()  # chosen, and not taken yet
+        self.produced = 0
+        self.ended_by: str | None = None  # "stop", "length", "deadline" or "cancelled"
+        self.error: HTTPError | None = None
+        self._sequence: _Sequence | None = None
+
+    @property
+    def sequence(self) -> _Sequence:
+        if self._sequence is None:
+            raise ValueError("the turn has not begun, or has ended")
+        return self._sequence
+
+    def wants_step(self) -> bool:
+        return self.ended_by is None and self.error is None and len(self.ready) < READ_AHEAD_TOKENS
+
+
+class Decoder:
+    """A context, the queue for its sequences, and the steps."""
+
+    def __init__(self, model: Model, *, n_ctx: int, n_threads: int, parallel: int, max_queue: int) -> None:
+        self._model = model
+        self._abort = AbortFlag()
+        self._context = Context(model, n_ctx=n_ctx, n_sequences=parallel, n_threads=n_threads, abort=self._abort)
+        self._max_queue = max_queue
+        self._changed = threading.Condition()  # guards all that follows
+        self._free = [_Sequence(index) for index in range(parallel)]
+        self._queue: deque[Turn] = deque()
+        self._running: list[Turn] = []
+        self._in_batch: list[Turn] = []
+        self._leading = False
+        self._watch: threading.Thread | None = None
+        self._closed = False
+
+    def close(self) -> None:
+        """Free the context. No turn may be under way."""
+        with self._changed:
+            if self._running or self._queue:
+                raise ValueError("a turn is under way")
+            self._closed = True
+            self._changed.notify_all()
+        if self._watch is not None:
+            self._watch.join()
+        self._context.close()
+
+    @property
+    def answering(self) -> int:
+        """Turns that are under way."""
+        return len(self._running)
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for their turn."""
+        return len(self._queue)
+
+    def begin(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        max_tokens: int,
+        deadline: Deadline,
+        is_gone: Callable[[], bool] | None = None,
+    ) -> Turn:
+        """Wait for a turn, in order of arrival.
+
+        Raises:
+            QueueFull: too many wait already.
+            DeadlinePassed, ClientGone: while waiting.
+        """
+        turn = Turn(prompt, Sampler(sampling, self._model.n_vocab), max_tokens, deadline, is_gone)
+        try:
+            with self._changed:
+                if not self._free or self._queue:
+                    self._wait_in_queue(turn)
+                self._take_sequence(turn)
+        except BaseException:
+            turn.sampler.close()
+            raise
+        return turn
+
+    def next_token(self, turn: Turn) -> int | None:
+        """The answer's next token; None once `turn.ended_by` says why there is none."""
+        with self._changed:
+            while not turn.ready:
+                if turn.error is not None:
+                    raise turn.error
+                if turn.ended_by is not None:
+                    return None
+                if self._leading:
+                    self._changed.wait()
+                else:
+                    self._lead()
+            return turn.ready.popleft()
+
+    def end(self, turn: Turn) -> None:
+        """Give the turn back. What was read and written stays in the cache, for a prompt that begins the same."""
+        with self._changed:
+            while turn in self._in_batch:  # another thread is decoding a token that nobody wants any more
+                self._changed.wait()
+            self._running.remove(turn)
+            turn.sampler.close()
+            turn.sequence.used_at = time.monotonic()
+            self._free.append(turn.sequence)
+            turn._sequence = None
+            self._changed.notify_all()
+
+    def _wait_in_queue(self, turn: Turn) -> None:
+        if len(self._queue) >= self._max_queue:
+            raise QueueFull(
+                f"{len(self._queue)} requests wait already, and MAX_QUEUE is {self._max_queue}.",
+                hint="Try again in a moment; or let the platform start more instances.",
+                retry_after=1 + len(self._queue),
+            )
+        self._queue.append(turn)
+        try:
+            while not (self._free and self._queue[0] is turn):
+                turn.deadline.check("the request waited for its turn")
+                if turn.is_gone is not None and turn.is_gone():
+                    raise ClientGone("The client left while its request waited for its turn.")
+                poll = WATCH_SECONDS if turn.is_gone is not None else None
+                remaining = turn.deadline.remaining()
+                self._changed.wait(min(remaining, poll) if poll is not None else _timeout(remaining))
+        finally:
+            self._queue.remove(turn)
+            self._changed.notify_all()  # the next one in the queue may go now
+
+    def _take_sequence(self, turn: Turn) -> None:
+        """Give the turn the free sequence that knows most of its prompt; of equals, the one unused for longest."""
+        tokens = turn.prompt.tokens
+        sequence = max(self._free, key=lambda free: (free.common_prefix(tokens), -free.used_at))
+        self._free.remove(sequence)
+        turn._sequence = sequence
+        self._forget(turn, _reusable(sequence.common_prefix(tokens), turn.prompt))
+        turn.cached_tokens = len(sequence.tokens)
+        turn.pending = tokens[turn.cached_tokens :]
+        self._running.append(turn)
+        if self._watch is None:
+            self._watch = threading.Thread(target=self._watch_turns, name="llamafn-watch", daemon=True)
+            self._watch.start()
+        self._changed.notify_all()  # the watch must know of its deadline
+
+    def _forget(self, turn: Turn, length: int) -> None:
+        """Cut the turn's sequence; what the model cannot cut (a recurrent one) has to be read again."""
+        sequence = turn.sequence
+        kept = self._context.cut(sequence.index, length)
+        turn.pending = sequence.tokens[kept:] + turn.pending
+        del sequence.tokens[kept:]
+
+    def _lead(self) -> None:
+        """Run one step, with the lock released while llama.cpp computes."""
+        self._leading = True
+        chunks = self._next_batch()
+        if not chunks:
+            self._leading = False
+            return
+        self._abort.clear()
+        self._changed.release()
+        rows: list[int] | None = None
+        error: HTTPError | None = None
+        try:
+            rows = self._context.decode(chunks)
+        except Aborted:
+            pass  # those who wanted it are marked; the others try again
+        except HTTPError as refused:
+            error = refused
+        finally:
+            self._changed.acquire()
+            batch, self._in_batch = self._in_batch, []
+            self._leading = False
+            self._changed.notify_all()
+        for position, (turn, chunk) in enumerate(zip(batch, chunks, strict=True)):
+            if rows is not None:
+                self._advance(turn, chunk, rows[position])
+            else:
+                turn.error = error
+                self._forget(turn, chunk.start)
+
+    def _next_batch(self) -> list[Chunk]:
+        """One token of each answer that is being written first, then as much of the prompts as there is room for."""
+        room = BATCH_TOKENS
+        chunks = []
+        for turn in sorted(self._running, key=lambda turn: len(turn.pending)):
+            if not turn.wants_step() or not room:
+                continue
+            start = len(turn.sequence.tokens)
+            length = min(len(turn.pending), room)
+            if start < turn.prompt.boundary:
+                length = min(length, turn.prompt.boundary - start)
+            chunks.append(
+                Chunk(turn.sequence.index, turn.pending[:length], start, wants_logits=length == len(turn.pending))
+            )
+            self._in_batch.append(turn)
+            room -= length
+        return chunks
+
+    def _advance(self, turn: Turn, chunk: Chunk, row: int) -> None:
+        """Book what was read, and choose the next token once all of the prompt is."""
+        turn.sequence.tokens.extend(chunk.tokens)
+        turn.pending = turn.pending[len(chunk.tokens) :]
+        if turn.pending or turn.ended_by is not None:
+            return
+        token = turn.sampler.sample(self._context, row)
+        if self._model.ends_generation(token):
+            turn.ended_by = "stop"
+            return
+        turn.ready.append(token)
+        turn.pending = [token]
+        turn.produced += 1
+        turn.remaining -= 1
+        if turn.remaining <= 0:
+            turn.ended_by = "length"
+
+    def _watch_turns(self) -> None:
+        """End the turns whose time is up or whose client has left, in the middle of a batch if need be."""
+        while True:
+            with self._changed:
+                while not self._running:
+                    if self._closed:
+                        return
+                    self._changed.wait()
+                running = list(self._running)
+            # Sockets are looked at without the lock.
+            gone = [turn for turn in running if turn.is_gone is not None and turn.is_gone()]
+            with self._changed:
+                for turn in running:
+                    if turn.ended_by is None and (turn in gone or turn.deadline.has_passed()):
+                        turn.ended_by = "cancelled" if turn in gone else "deadline"
+                        if turn in self._in_batch:
+                            self._abort.set()
+                        self._changed.notify_all()
+                self._changed.wait(self._seconds_to_next_look())
+
+    def _seconds_to_next_look(self) -> float | None:
+        going = [turn for turn in self._running if turn.ended_by is None]
+        if any(turn.is_gone is not None for turn in going):
+            return WATCH_SECONDS
+        return _timeout(min((turn.deadline.remaining() for turn in going), default=float("inf")))
+
+
+def _reusable(common: int, prompt: Prompt) -> int:
+    """How many of the first `common` tokens to keep: not all that could be.
+
+    One token at least must be read, to have its logits. And a prompt is read in the same batches as the first time
+    where that costs little: batches of other sizes round differently, and at temperature 0 the same request should
+    have the same answer. So what lies past the boundary is only reused if it saves much, as in a long conversation,
+    and not at all if the whole prompt is known, which is the same request again.
+    """
+    if common >= len(prompt.tokens):
+        common = min(prompt.boundary, len(prompt.tokens) - 1)
+    elif prompt.boundary <= common < prompt.boundary + WORTHWHILE_REUSE_TOKENS:
+        common = prompt.boundary
+    return min(common, len(prompt.tokens) - 1)
+
+
+def _timeout(seconds: float) -> float | None:
+    """For `Condition.wait`, which takes None for ever and refuses infinity."""
+    return None if seconds == float("inf") else max(0.0, seconds)

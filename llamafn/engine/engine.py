@@ -1,0 +1,196 @@
+"""The engine: messages in, an answer out, a piece at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any
+
+from llamafn.deadline import Deadline
+from llamafn.engine.decoder import Decoder, Prompt
+from llamafn.engine.model import Model
+from llamafn.engine.sampling import Sampling
+from llamafn.engine.template import ChatTemplate
+from llamafn.engine.text import TextStream
+from llamafn.errors import PromptTooLong
+
+# Stands for the user's words when the template is asked what comes before them.
+_USER_MARK = "\u27e6user\u27e7"
+
+
+class Engine:
+    """A model with its context, ready to answer. Methods may be called from any thread."""
+
+    def __init__(
+        self, model: Model, template: ChatTemplate, *, n_ctx: int, n_threads: int, parallel: int, max_queue: int
+    ) -> None:
+        self.model = model
+        self.n_ctx = n_ctx
+        self._template = template
+        self._decoder = Decoder(model, n_ctx=n_ctx, n_threads=n_threads, parallel=parallel, max_queue=max_queue)
+        # System prompts are few and the same: (text, tokens) that come before the user's part, for each.
+        self._prefixes: dict[str | None, tuple[str, list[int]]] = {}
+
+    def close(self) -> None:
+        """Free the context and the model. No answer may be under way."""
+        self._decoder.close()
+        self.model.close()
+
+    @property
+    def answering(self) -> int:
+        """Answers that are being written."""
+        return self._decoder.answering
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for their turn."""
+        return self._decoder.queued
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> Prompt:
+        """The tokens of a conversation, as the model's own template renders it.
+
+        Raises:
+            BadRequest: the template refuses the messages.
+            PromptTooLong: it leaves no room in the context for a single token of an answer.
+        """
+        text = self._template.render(messages)
+        tokens = self._tokenize(text)
+        if len(tokens) >= self.n_ctx:
+            raise PromptTooLong(
+                f"The prompt has {len(tokens)} tokens, {len(tokens) - self.n_ctx + 1} more than fit: the context is "
+                f"{self.n_ctx} tokens (N_CTX), and the answer needs at least one.",
+                hint="Shorten the system prompt or the message, or raise N_CTX.",
+            )
+        return Prompt(tokens, self._boundary(messages, text, tokens))
+
+    def generate(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        *,
+        max_tokens: int,
+        stop: Sequence[str] = (),
+        deadline: Deadline,
+        is_gone: Callable[[], bool] | None = None,
+    ) -> Generation:
+        """An answer, to be iterated over. `is_gone` says whether the client has left; it is called from a thread.
+
+        The answer is cut to what the context has room for.
+        """
+        max_tokens = min(max_tokens, self.n_ctx - len(prompt.tokens))
+        return Generation(self.model, self._decoder, prompt, sampling, max_tokens, stop, deadline, is_gone)
+
+    def read(self, messages: Sequence[Mapping[str, Any]], deadline: Deadline) -> int:
+        """Read the part of a conversation that comes before the user's words, so that it is known. Returns its tokens.
+
+        Raises:
+            DeadlinePassed: it could not be read in time. What was read is kept.
+        """
+        prompt = self.prompt([*messages, {"role": "user", "content": _USER_MARK}])
+        prefix = Prompt(prompt.tokens[: prompt.boundary], prompt.boundary)
+        if not prefix.tokens:
+            return 0
+        with self.generate(prefix, Sampling(temperature=0), max_tokens=1, deadline=deadline) as reading:
+            for _ in reading:
+                pass
+        if reading.finish_reason == "deadline":
+            deadline.check("reading the system prompt")
+        return len(prefix.tokens)
+
+    def _tokenize(self, text: str) -> list[int]:
+        # A template that writes the beginning-of-sequence token itself must not get it twice.
+        add_special = not (self.model.bos and text.startswith(self.model.bos))
+        return self.model.tokenize(text, add_special=add_special, parse_special=True)
+
+    def _boundary(self, messages: Sequence[Mapping[str, Any]], text: str, tokens: list[int]) -> int:
+        """How many tokens come before the words of the first message that is not the system's."""
+        system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
+        known = self._prefixes.get(system)
+        if known is None or not text.startswith(known[0]):
+            opening = [*messages[: system is not None], {"role": "user", "content": _USER_MARK}]
+            prefix_text = self._template.render(opening).partition(_USER_MARK)[0]
+            known = (prefix_text, self._tokenize(prefix_text))
+            if len(self._prefixes) >= 64:
+                self._prefixes.clear()
+            self._prefixes[system] = known
+        boundary = min(len(known[1]), len(tokens) - 1)
+        # The user's first character may have joined the last token.
+        while tokens[:boundary] != known[1][:boundary]:
+            boundary -= 1
+        return boundary
+
+
+class Generation:
+    """An answer under way: iterate for its text, a piece at a time; the rest is known once that is over.
+
+    Waits for its turn at the first piece. Close it, or use it in a `with`, so that the turn is given back.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        decoder: Decoder,
+        prompt: Prompt,
+        sampling: Sampling,
+        max_tokens: int,
+        stop: Sequence[str],
+        deadline: Deadline,
+        is_gone: Callable[[], bool] | None,
+    ) -> None:
+        self.finish_reason: str | None = None  # "stop", "length", "deadline" or "cancelled"
+        self.prompt_tokens = len(prompt.tokens)
+        self.cached_tokens = 0  # of the prompt's, that were known and not read again
+        self.completion_tokens = 0
+        self.queue_seconds = 0.0
+        self.prefill_seconds = 0.0  # from the turn's beginning to the first token
+        self.decode_seconds = 0.0  # from the first token to the last
+        self._pieces = self._run(model, decoder, prompt, sampling, max_tokens, stop, deadline, is_gone)
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the answer where it is."""
+        self._pieces.close()
+
+    def _run(
+        self,
+        model: Model,
+        decoder: Decoder,
+        prompt: Prompt,
+        sampling: Sampling,
+        max_tokens: int,
+        stop: Sequence[str],
+        deadline: Deadline,
+        is_gone: Callable[[], bool] | None,
+    ) -> Generator[str, None, None]:
+        asked = time.monotonic()
+        turn = decoder.begin(prompt, sampling, max_tokens, deadline, is_gone)
+        began = first = time.monotonic()
+        self.queue_seconds = began - asked
+        self.cached_tokens = turn.cached_tokens
+        text = TextStream(stop)
+        try:
+            while (token := decoder.next_token(turn)) is not None:
+                if self.completion_tokens == 0:
+                    first = time.monotonic()
+                    self.prefill_seconds = first - began
+                self.completion_tokens += 1
+                piece = text.push(model.piece(token))
+                if piece:
+                    yield piece
+                if text.stopped:
+                    break
+            rest = text.finish()
+            if rest:
+                yield rest
+            self.finish_reason = "stop" if text.stopped else turn.ended_by
+        finally:
+            self.decode_seconds = time.monotonic() - first
+            decoder.end(turn)

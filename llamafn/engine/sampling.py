@@ -1,0 +1,63 @@
+"""How the next token is chosen, by llama.cpp's own samplers."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from llamafn.engine.bindings import llama
+from llamafn.engine.context import Context
+
+# How many of the answer's last tokens the penalties look at; llama.cpp's own default.
+PENALTY_LAST_TOKENS = 64
+
+
+class Sampling(NamedTuple):
+    """The choices of one request. The defaults of top_k, top_p and min_p are llama.cpp's."""
+
+    temperature: float = 0.8  # 0 is greedy: the likeliest token, always
+    top_k: int = 40  # 0: no limit
+    top_p: float = 0.95  # 1: off
+    min_p: float = 0.05  # 0: off
+    repeat_penalty: float = 1.0  # 1: off
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int | None = None  # 32 bits; None: a new one for each answer, also after a snapshot was restored
+
+
+class Sampler:
+    """A chain of native samplers, with the state of one answer."""
+
+    __slots__ = ("_chain",)
+
+    def __init__(self, sampling: Sampling, n_vocab: int) -> None:
+        parameters = llama.llama_sampler_chain_default_params()
+        parameters.no_perf = True
+        self._chain = llama.llama_sampler_chain_init(parameters)
+        penalties = sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty
+        if penalties != (1.0, 0.0, 0.0):
+            self._add(llama.llama_sampler_init_penalties(n_vocab, PENALTY_LAST_TOKENS, *penalties))
+        if sampling.temperature <= 0:
+            self._add(llama.llama_sampler_init_greedy())
+            return
+        if sampling.top_k > 0:
+            self._add(llama.llama_sampler_init_top_k(sampling.top_k))
+        if sampling.top_p < 1:
+            self._add(llama.llama_sampler_init_top_p(sampling.top_p, 1))
+        if sampling.min_p > 0:
+            self._add(llama.llama_sampler_init_min_p(sampling.min_p, 1))
+        self._add(llama.llama_sampler_init_temp(sampling.temperature))
+        seed = int.from_bytes(os.urandom(4), "little") if sampling.seed is None else sampling.seed & 0xFFFFFFFF
+        self._add(llama.llama_sampler_init_dist(seed))
+
+    def _add(self, sampler: int) -> None:
+        llama.llama_sampler_chain_add(self._chain, sampler)
+
+    def sample(self, context: Context, row: int) -> int:
+        """Choose and accept a token from a row of the last batch."""
+        return llama.llama_sampler_sample(self._chain, context.handle, row)  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        if self._chain is not None:
+            llama.llama_sampler_free(self._chain)
+            self._chain = None

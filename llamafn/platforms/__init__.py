@@ -1,0 +1,1 @@
+"""A platform's request to ours, our response to theirs; one module each."""

@@ -1,0 +1,106 @@
+"""Plain HTTP: a request and a response that every platform's can be turned into, JSON, and server-sent events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Iterable, Mapping
+from typing import Any
+
+from llamafn.deadline import Deadline
+from llamafn.errors import BodyTooLarge, HTTPError
+
+Headers = list[tuple[str, str]]
+
+
+class Request:
+    """What a platform was asked.
+
+    `headers` have lower-case names. `read_body` gives at most so many bytes of the body. `is_gone`, where the
+    platform can tell, says whether the client has left.
+    """
+
+    __slots__ = ("_read_body", "deadline", "headers", "is_gone", "method", "path")
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        read_body: Callable[[int], bytes],
+        deadline: Deadline,
+        is_gone: Callable[[], bool] | None = None,
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.headers = headers or {}
+        self.deadline = deadline
+        self.is_gone = is_gone
+        self._read_body = read_body
+
+    def body(self, limit: int) -> bytes:
+        """The whole body.
+
+        Raises:
+            BodyTooLarge: it has, or says it has, more than `limit` bytes.
+        """
+        said = self.headers.get("content-length", "")
+        # One byte more than is allowed tells a body that is too large; a chunked one does not say its length.
+        body = b"" if said.isdecimal() and int(said) > limit else self._read_body(limit + 1)
+        if len(body) > limit or (said.isdecimal() and int(said) > limit):
+            found = f"{int(said):,}" if said.isdecimal() else f"more than {limit:,}"
+            raise BodyTooLarge(
+                f"The body has {found} bytes; the limit is {limit:,} (MAX_BODY_BYTES).",
+                hint="Send a shorter context, or raise MAX_BODY_BYTES.",
+            )
+        return body
+
+
+class Response:
+    """An answer: `body` is the whole of it, or an iterable of its parts where it is streamed.
+
+    A streamed body may be a generator; whoever sends it must close it, also when the client has left.
+    """
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, status: int, headers: Headers, body: bytes | Iterable[bytes]) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    @property
+    def is_streamed(self) -> bool:
+        return not isinstance(self.body, bytes)
+
+
+def json_response(value: Any, status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Response:
+    """`value` as compact UTF-8 JSON; characters beyond ASCII stay as they are."""
+    body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return Response(status, [("Content-Type", "application/json; charset=utf-8"), *headers], body)
+
+
+def error_response(error: HTTPError) -> Response:
+    return json_response(error.to_json(), error.status, error.headers())
+
+
+def event_stream(events: Generator[Any, None, None]) -> Response:
+    """Server-sent events, one for each JSON value, and `[DONE]` at the end.
+
+    https://html.spec.whatwg.org/multipage/server-sent-events.html
+    """
+    headers = [
+        ("Content-Type", "text/event-stream; charset=utf-8"),
+        ("Cache-Control", "no-store"),
+        ("X-Accel-Buffering", "no"),  # nginx and its like pass each event on at once
+    ]
+    return Response(200, headers, _encode_events(events))
+
+
+def _encode_events(events: Generator[Any, None, None]) -> Generator[bytes, None, None]:
+    try:
+        for event in events:
+            yield b"data: " + json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+        yield b"data: [DONE]\n\n"
+    finally:
+        events.close()

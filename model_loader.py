@@ -1,0 +1,169 @@
+"""The model: fetched and loaded once per process, on first need.
+
+`get_model` is all that a request needs. Loading runs in a thread of its own, so that a request whose time runs out can
+say so while the loading goes on for the next one; a load that failed is tried again by the next request.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from llamafn import fetch
+from llamafn.deadline import Deadline
+from llamafn.errors import HTTPError, ModelUnavailable
+from llamafn.settings import Settings
+from llamafn.timeline import COLD_START
+
+if TYPE_CHECKING:
+    from llamafn.engine.engine import Engine
+    from llamafn.engine.model import Model
+
+log = logging.getLogger("llamafn")
+
+
+class _Load:
+    """One attempt: under way until `done` is set, then with an engine or an error."""
+
+    __slots__ = ("done", "engine", "error")
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.engine: Engine | None = None
+        self.error: HTTPError | None = None
+
+
+_lock = threading.Lock()
+_load: _Load | None = None
+# Weights that a master process mapped before it forked. They may go through a fork; contexts and threads may not.
+_inherited: Model | None = None
+
+
+def get_model(settings: Settings, deadline: Deadline) -> Engine:
+    """The engine, loaded if it is not yet.
+
+    Raises:
+        ModelUnavailable: the model cannot be had; the next call tries again.
+        DeadlinePassed: not in time; the loading goes on.
+    """
+    load = _start(settings)
+    if not load.done.is_set():
+        load.done.wait(min(max(0.0, deadline.remaining()), threading.TIMEOUT_MAX))
+    if load.error is not None:
+        # A new exception for each caller: one that is raised in several threads collects all their tracebacks.
+        raise type(load.error)(load.error.message, hint=load.error.hint, retry_after=load.error.retry_after)
+    if load.engine is None:
+        deadline.check("the model was loading")
+        raise ModelUnavailable("The model is loading.", hint="Try again in a moment.", retry_after=1)
+    return load.engine
+
+
+def start_loading(settings: Settings) -> None:
+    """Begin to load in the background, unless that is under way or done. Only where the CPU runs between requests."""
+    _start(settings)
+
+
+def preload(settings: Settings) -> None:
+    """Map the weights, for the processes that will be forked from this one. Leaves no thread behind.
+
+    Raises:
+        ModelUnavailable: the model cannot be had.
+    """
+    global _inherited
+    _inherited = _load_weights(settings)
+    for module in ("llamafn.engine.engine", "llamafn.engine.template"):
+        importlib.import_module(module)
+
+
+def loaded() -> Engine | None:
+    """The engine if it is ready; never waits, never loads."""
+    load = _load
+    return None if load is None else load.engine
+
+
+def state() -> dict[str, Any]:
+    """`state`: "cold", "loading", "ready" or "failed"; then what the model is, or why it failed."""
+    load = _load
+    if load is None:
+        return {"state": "cold"}
+    if load.error is not None:
+        return {"state": "failed", **load.error.to_json()}
+    engine = load.engine
+    if engine is None:
+        return {"state": "loading"}
+    return {
+        "state": "ready",
+        "description": engine.model.description,
+        "answering": engine.answering,
+        "queued": engine.queued,
+    }
+
+
+def _start(settings: Settings) -> _Load:
+    global _load
+    load = _load
+    if load is not None and load.error is None:
+        return load
+    with _lock:
+        if _load is None or _load.error is not None:
+            _load = _Load()
+            threading.Thread(target=_run, args=(_load, settings), name="llamafn-load", daemon=True).start()
+        return _load
+
+
+def _run(load: _Load, settings: Settings) -> None:
+    try:
+        load.engine = _make_engine(settings)
+    except HTTPError as error:
+        load.error = error
+        log.error("The model cannot be loaded: %s %s", error.message, error.hint or "")
+    except Exception as error:
+        load.error = ModelUnavailable("The model cannot be loaded; the log says why.", retry_after=10)
+        log.error("The model cannot be loaded.", exc_info=error)
+    finally:
+        load.done.set()
+
+
+def _make_engine(settings: Settings) -> Engine:
+    # Jinja2's import takes a third of a small model's load, which leaves the interpreter free.
+    template_import = threading.Thread(target=importlib.import_module, args=("llamafn.engine.template",))
+    template_import.start()
+    model = _inherited or _load_weights(settings)
+    from llamafn.engine.engine import Engine
+
+    with COLD_START.phase("template"):
+        template_import.join()
+        from llamafn.engine.template import ChatTemplate
+
+        template = ChatTemplate(model.metadata("tokenizer.chat_template"), bos=model.bos, eos=model.eos)
+    with COLD_START.phase("context"):
+        return Engine(
+            model,
+            template,
+            n_ctx=settings.n_ctx,
+            n_threads=settings.n_threads,
+            parallel=settings.parallel,
+            max_queue=settings.max_queue,
+        )
+
+
+def _load_weights(settings: Settings) -> Model:
+    with COLD_START.phase("bindings"):
+        from llamafn.engine.model import Model
+    with COLD_START.phase("fetch"):
+        path = fetch.local_path(settings)
+    with COLD_START.phase("load"):
+        return Model(path)
+
+
+def _after_fork() -> None:
+    """In the child: threads of the parent are not here, and nobody will finish what they began."""
+    global _lock, _load
+    _lock = threading.Lock()
+    _load = None
+
+
+os.register_at_fork(after_in_child=_after_fork)

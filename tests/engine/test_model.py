@@ -1,0 +1,53 @@
+"""Files that are not what they should be."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from llamafn.engine.model import Model
+from llamafn.errors import ModelUnavailable
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "llama.cpp cannot load"),
+        (b"not a model at all, but long enough to have a magic", "invalid magic"),
+        (b"GGUF\x03\x00\x00\x00" + b"\xff" * 64, "llama.cpp cannot load"),
+    ],
+)
+def test_a_file_that_is_no_gguf(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ModelUnavailable) as caught:
+        Model(str(path))
+    assert re.search(reason, caught.value.message)
+    assert caught.value.hint
+
+
+def test_a_truncated_gguf(tmp_path: Path, model_path: str) -> None:
+    path = tmp_path / "model.gguf"
+    with open(model_path, "rb") as whole:
+        path.write_bytes(whole.read(8 << 20))
+    with pytest.raises(ModelUnavailable, match="not within the file bounds"):
+        Model(str(path))
+
+
+def test_no_file() -> None:
+    with pytest.raises(ModelUnavailable, match=r"There is no model file at '/nowhere/model\.gguf'"):
+        Model("/nowhere/model.gguf")
+
+
+def test_text_and_tokens(model_path: str) -> None:
+    model = Model(model_path)
+    text = "¿Cuándo debo regar el maíz? 🌽 \x00 end"
+    tokens = model.tokenize(text, add_special=False, parse_special=False)
+    assert b"".join(model.piece(token) for token in tokens).decode() == text
+    assert model.tokenize("", add_special=False, parse_special=False) == []
+    assert model.ends_generation(model.tokenize(model.eos, add_special=False, parse_special=True)[0])
+    model.close()
+    with pytest.raises(ValueError, match="closed"):
+        model.description  # noqa: B018 - reading it is the test

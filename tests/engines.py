@@ -1,0 +1,34 @@
+"""Engines on the real model."""
+
+from __future__ import annotations
+
+from llamafn.deadline import Deadline
+from llamafn.engine.engine import Engine, Generation
+from llamafn.engine.model import Model
+from llamafn.engine.sampling import Sampling
+from llamafn.engine.template import ChatTemplate
+
+GREEDY = Sampling(temperature=0)
+
+
+def make_engine(path: str, *, n_ctx: int = 512, parallel: int = 1, max_queue: int = 16) -> Engine:
+    model = Model(path)
+    template = ChatTemplate(model.metadata("tokenizer.chat_template"), bos=model.bos, eos=model.eos)
+    return Engine(model, template, n_ctx=n_ctx, n_threads=2, parallel=parallel, max_queue=max_queue)
+
+
+def ask(
+    engine: Engine,
+    user: str,
+    *,
+    system: str = "You are a helpful assistant.",
+    sampling: Sampling = GREEDY,
+    max_tokens: int = 16,
+    stop: tuple[str, ...] = (),
+    deadline: Deadline | None = None,
+) -> tuple[str, Generation]:
+    """The whole answer, and the generation with its figures."""
+    prompt = engine.prompt([{"role": "system", "content": system}, {"role": "user", "content": user}])
+    deadline = deadline or Deadline.after(120)
+    with engine.generate(prompt, sampling, max_tokens=max_tokens, stop=stop, deadline=deadline) as generation:
+        return "".join(generation), generation
