@@ -19,7 +19,9 @@ def run(arguments: argparse.Namespace) -> int:
     names = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments.words))
     unknown = [name for name in names if name not in NAMES]
     if not names or unknown:
-        print(f"There is no benchmark {unknown[0]!r}." if unknown else "Which benchmark?", "There are", ", ".join(NAMES))
+        print(
+            f"There is no benchmark {unknown[0]!r}." if unknown else "Which benchmark?", "There are", ", ".join(NAMES)
+        )
         return 2
     for name in names:
         benchmark = importlib.import_module(f"benchmarks.{name}")

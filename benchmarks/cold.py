@@ -18,10 +18,14 @@ from benchmarks.workloads import MAX_TOKENS, MODELS, N_CTX, THREADS, WORKLOADS, 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", action="append", metavar="NAME", help=f"{' or '.join(MODELS)}, or a path; default both")
+    parser.add_argument(
+        "--model", action="append", metavar="NAME", help=f"{' or '.join(MODELS)}, or a path; default both"
+    )
     parser.add_argument("--workload", action="append", choices=WORKLOADS, help="default both")
     parser.add_argument("--only", action="append", metavar="TEXT", help="servers whose name holds this text")
-    parser.add_argument("--page-cache", choices=("warm", "dropped"), default="warm", help="the model's file (default warm)")
+    parser.add_argument(
+        "--page-cache", choices=("warm", "dropped"), default="warm", help="the model's file (default warm)"
+    )
     add_round_arguments(parser, 5)
 
 
@@ -72,7 +76,7 @@ def measure(
         }
         subjects[servers.BARE] = lambda: servers.bare(model, Path(prompt.name))[0]
         timed = {name: functools.partial(first_token, name, ask) for name, ask in subjects.items()}
-        firsts = interleaved(timed, arguments.rounds, patience=arguments.patience)
+        firsts = interleaved(timed, arguments)
     kept = [{name: answers[name, first] for name, first in values.items()} for values in firsts.values]
     lasts = [{name: answer.last for name, answer in values.items()} for values in kept]
     return [

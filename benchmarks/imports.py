@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     for statement in statements.values():
         milliseconds(statement)  # writes the bytecode, warms the page cache
     subjects = {name: functools.partial(milliseconds, statement) for name, statement in statements.items()}
-    rounds = interleaved(subjects, arguments.rounds, patience=arguments.patience)
+    rounds = interleaved(subjects, arguments)
     over = [values["import handler"] - values["python -c pass"] for values in rounds.values if len(values) == 2]
     count = len(modules(HANDLER) - modules(BARE))
     report(

@@ -52,6 +52,9 @@ def add_round_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
     parser.add_argument(
         "--patience", type=float, default=20, metavar="SECONDS", help="wait so long for a quiet machine (default 20)"
     )
+    parser.add_argument(
+        "--attempts", type=int, default=3, metavar="N", help="runs of which the least disturbed counts (default 3)"
+    )
 
 
 class Rounds(NamedTuple):
@@ -68,24 +71,22 @@ class Rounds(NamedTuple):
         )
 
 
-def interleaved(
-    subjects: Mapping[str, Callable[[], float]], rounds: int, *, patience: float = 20.0, attempts: int = 3
-) -> Rounds:
+def interleaved(subjects: Mapping[str, Callable[[], float]], arguments: argparse.Namespace) -> Rounds:
     """Each subject once a round. The order turns by one each round, so that nobody always follows the same neighbour.
 
-    A run waits up to `patience` seconds for the machine to be quiet, and is repeated if others took more than a tenth
-    of a CPU meanwhile; of `attempts` runs the least disturbed counts. A subject that fails is left out of that round,
+    A run waits up to `--patience` seconds for the machine to be quiet, and is repeated if others took more than a tenth
+    of a CPU meanwhile; of `--attempts` runs the least disturbed counts. A subject that fails is left out of that round,
     and the reason is printed.
     """
     names = list(subjects)
     results = Rounds([], [])
-    for number in range(rounds):
+    for number in range(arguments.rounds):
         turn = number % len(names)
         values: dict[str, float] = {}
         disturbed: dict[str, float] = {}
         for name in names[turn:] + names[:turn]:
-            for _ in range(attempts):
-                wait_for_quiet(patience)
+            for _ in range(arguments.attempts):
+                wait_for_quiet(arguments.patience)
                 load = OtherLoad()
                 try:
                     value = subjects[name]()
@@ -100,7 +101,7 @@ def interleaved(
         results.values.append(values)
         results.disturbed.append(disturbed)
         said = "  ".join(f"{name} {values[name]:.4g}" for name in names if name in values)
-        print(f"  round {number + 1}/{rounds}: {said}", flush=True)
+        print(f"  round {number + 1}/{arguments.rounds}: {said}", flush=True)
     return results
 
 
@@ -176,7 +177,9 @@ def report(name: str, tables: Sequence[Table], notes: Sequence[str] = ()) -> Pat
         f"{where['cpu']}, {where['cpus']} CPUs, {where['memory_gb']} GB, Linux {where['kernel']}, Python {where['python']}, "
         f"llama-cpp-python {where['llama_cpp_python']}; load average at the end {where['load_average']}.\n"
     )
-    text = "\n".join([heading, *(table.markdown() for table in tables), *(f"- {note}" for note in notes)]).rstrip() + "\n"
+    text = (
+        "\n".join([heading, *(table.markdown() for table in tables), *(f"- {note}" for note in notes)]).rstrip() + "\n"
+    )
     print(text)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{today}-{name}.json"

@@ -71,7 +71,9 @@ class PeakMemory:
     def _sample(self) -> None:
         while not self._stop.wait(INTERVAL_SECONDS):
             now = memory_of(self._pid, self._model)
-            self.peak = Memory(max(self.peak.beyond_model, now.beyond_model), max(self.peak.model_pages, now.model_pages))
+            self.peak = Memory(
+                max(self.peak.beyond_model, now.beyond_model), max(self.peak.model_pages, now.model_pages)
+            )
 
     def __enter__(self) -> PeakMemory:
         self._thread.start()

@@ -94,7 +94,16 @@ FLASK = Server(
 
 def _llama_cpp_server(model: Path, port: int) -> list[str]:
     options = ["--model", str(model), "--n_ctx", str(N_CTX), "--n_threads", str(THREADS), "--n_threads_batch"]
-    return [str(peers.python()), "-m", "llama_cpp.server", *options, str(THREADS), "--port", str(port), "--host=127.0.0.1"]
+    return [
+        str(peers.python()),
+        "-m",
+        "llama_cpp.server",
+        *options,
+        str(THREADS),
+        "--port",
+        str(port),
+        "--host=127.0.0.1",
+    ]
 
 
 LLAMA_CPP_SERVER = Server(

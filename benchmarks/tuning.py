@@ -78,7 +78,9 @@ def run(arguments: argparse.Namespace) -> int:
         prompt.flush()
         for group in arguments.group or GROUPS:
             tables += _measure(group, model, Path(prompt.name), arguments)
-    notes = [f"{model.name}, {arguments.workload} prompt, {MAX_TOKENS} tokens out, two threads unless it says otherwise."]
+    notes = [
+        f"{model.name}, {arguments.workload} prompt, {MAX_TOKENS} tokens out, two threads unless it says otherwise."
+    ]
     report(f"tuning-{arguments.workload}", tables, notes)
     return 0
 
@@ -104,9 +106,7 @@ def _measure(group: str, model: Path, prompt: Path, arguments: argparse.Namespac
         }
         return answer.first
 
-    rounds = interleaved(
-        {name: functools.partial(first_token, name) for name in variants}, arguments.rounds, patience=arguments.patience
-    )
+    rounds = interleaved({name: functools.partial(first_token, name) for name in variants}, arguments)
     kept = [{name: runs[name, first] for name, first in values.items()} for values in rounds.values]
     metrics = [metric for run in kept[:1] for metric in next(iter(run.values()))]
     tables = []

@@ -14,7 +14,9 @@ MAX_TOKENS = 32
 
 MODELS = {"smollm2": smollm2, "qwen": qwen_shape}
 
-SHORT_SYSTEM = "You are an adviser to small farms. Answer the farmer's question in one or two short and friendly sentences."
+SHORT_SYSTEM = (
+    "You are an adviser to small farms. Answer the farmer's question in one or two short and friendly sentences."
+)
 USER = "When should I water my tomatoes in a dry summer, and how much does each plant need in a week?"
 
 # About 1,100 tokens once it is repeated, in either tokenizer.
