@@ -1,7 +1,7 @@
 """From a server's start to its first streamed token, beside its peers.
 
-The clock starts before the process does. The client connects as soon as somebody listens, asks again while the answer is
-"not ready" (503), and stops the clock at the first text in the stream. The client takes part of one CPU for it.
+The clock starts before the process does. The client connects as soon as somebody listens, asks again while the answer
+is "not ready" (503), and stops the clock at the first text in the stream. It takes a part of one CPU for that.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _differences(rounds: list[dict[str, servers.Answer]]) -> tuple[str, ...]:
         return ()
     expected = answers[servers.BARE].text.strip()
     return tuple(
-        f"{name} sent another text than the bare script, {answer.pieces} pieces. Rounding differs with repacked weights."
+        f"{name} sent another text than the bare script, {answer.pieces} pieces. Repacked weights round differently."
         for name, answer in answers.items()
         if answer.text.strip() != expected
     )

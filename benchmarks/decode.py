@@ -17,8 +17,8 @@ from benchmarks.workloads import N_CTX, THREADS, WORKLOADS, add_model_argument, 
 
 TOKENS = 128
 
-# Run in a process of its own, as everybody else is. The first answer warms it up, the second is timed. SmolLM2 might end
-# its answer early: then fewer tokens are divided by less time.
+# Run in a process of its own, as everybody else is. The first answer warms it up, the second is timed. SmolLM2 might
+# end its answer early: then fewer tokens are divided by less time.
 OUR_ENGINE = f"""
 import json, sys
 import model_loader
@@ -65,9 +65,9 @@ def run(arguments: argparse.Namespace) -> int:
     reference = "bare loop" if llama_bench is None else "llama-bench"
     notes = [
         f"{model.name}, {TOKENS} tokens, {THREADS} threads, greedy, weights not repacked.",
-        "Our engine makes text of every token, checks for stops and the deadline, and has the abort callback armed. The "
-        "bare loop samples and makes text. llama-bench decodes random tokens and samples nothing; it starts from an empty "
-        "context, the other two after a prompt of about 60 tokens.",
+        "Our engine makes text of every token, checks for stops and the deadline, and has the abort callback armed.",
+        "The bare loop samples and makes text; its thread pool lasts, as the others' do.",
+        "llama-bench decodes random tokens and samples nothing. It starts with an empty context, not with a prompt.",
         rounds.note(),
     ]
     report("decode", [Table(f"Decoding, {model.stem}", "tokens per second", rounds.values, reference)], notes)

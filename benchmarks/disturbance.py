@@ -1,7 +1,7 @@
 """How much of the machine others took while something was measured.
 
-llama.cpp's threads spin while they wait for each other, so a neighbour that takes one of two CPUs does not halve its speed
-but ruins it. A figure taken then says nothing, and is better taken again.
+llama.cpp's threads spin while they wait for each other, so a neighbour that takes one of two CPUs does not halve its
+speed but ruins it. A figure taken then says nothing, and is better taken again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """llama-server and llama-bench, built from the llama.cpp source that llama-cpp-python's sdist carries.
 
-The same source as our engine, for this very CPU, without OpenMP as our engine is: what differs is the program around it.
-Statically linked, without TLS and the web page (whose assets would have to be downloaded): what is left starts fastest.
+The same source as our engine, for this very CPU, without OpenMP as our engine is: what differs is the program around
+it. Statically linked, without TLS and the web page (whose assets would be downloaded): so it starts fastest.
 """
 
 from __future__ import annotations

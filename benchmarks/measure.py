@@ -42,7 +42,7 @@ def summary(values: Sequence[float]) -> Summary:
 
 
 def ratio(rounds: Sequence[Mapping[str, float]], subject: str, reference: str) -> Summary | None:
-    """subject / reference within each round, so that a machine that is slow for a while slows both; None if never both."""
+    """subject / reference within each round: a machine that is slow for a while slows both. None if never both."""
     both = [values[subject] / values[reference] for values in rounds if subject in values and reference in values]
     return summary(both) if both else None
 
@@ -174,8 +174,8 @@ def report(name: str, tables: Sequence[Table], notes: Sequence[str] = ()) -> Pat
     where = machine()
     heading = (
         f"## {name}, {today}, commit {commit()}\n\n"
-        f"{where['cpu']}, {where['cpus']} CPUs, {where['memory_gb']} GB, Linux {where['kernel']}, Python {where['python']}, "
-        f"llama-cpp-python {where['llama_cpp_python']}; load average at the end {where['load_average']}.\n"
+        f"{where['cpu']}, {where['cpus']} CPUs, {where['memory_gb']} GB, Linux {where['kernel']}, "
+        f"Python {where['python']}, llama-cpp-python {where['llama_cpp_python']}; load average at the end {where['load_average']}.\n"
     )
     text = (
         "\n".join([heading, *(table.markdown() for table in tables), *(f"- {note}" for note in notes)]).rstrip() + "\n"

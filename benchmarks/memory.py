@@ -29,11 +29,11 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.attempts = 1  # neighbours change the time that it takes, not the memory
     rounds = interleaved(subjects, arguments)
     notes = [
-        f"{model.name} ({model.stat().st_size / 1e6:.0f} MB), {arguments.workload} prompt, N_CTX {N_CTX}, {THREADS} "
-        f"threads, {MAX_TOKENS} tokens out. MB are 10^6 bytes.",
-        "Counted: Pss of every mapping but the model's, of the server and all its descendants, sampled every "
-        f"{process_memory.INTERVAL_SECONDS * 1000:.0f} ms: anonymous memory, shared memory, and the file pages of the "
-        "interpreter and the libraries. A library that other processes map too counts in part.",
+        f"{model.name} ({model.stat().st_size / 1e6:.0f} MB), {arguments.workload} prompt; MB are 10^6 bytes.",
+        f"N_CTX {N_CTX}, {THREADS} threads, {MAX_TOKENS} tokens out.",
+        "Counted: Pss of every mapping but the model's, of the server and all below it: anonymous and shared memory,",
+        "and file pages of interpreter and libraries, of which those that other processes map too count in part.",
+        f"Sampled every {process_memory.INTERVAL_SECONDS * 1000:.0f} ms: a shorter peak is missed.",
         *(f"{server.name}: {server.note}." for server in everybody),
     ]
     title = f"Peak memory beyond the model's file, {model.stem}"

@@ -42,7 +42,7 @@ def warm(path: Path) -> None:
 
 
 def drop(path: Path) -> None:
-    """Take the file out of the page cache; AssertionError if more than 1 % stays, as it does while a process maps it."""
+    """Take the file out of the page cache; AssertionError if over 1 % stays, as it does while a process maps it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)  # dirty pages would stay

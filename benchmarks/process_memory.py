@@ -9,6 +9,7 @@ missed. Reading smaps holds up the process it reads, so a run whose memory is sa
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from pathlib import Path
@@ -28,11 +29,9 @@ def descendants(pid: int) -> list[int]:
     """`pid` and every process below it that is alive."""
     found = [pid]
     for parent in found:
-        try:
+        with contextlib.suppress(OSError):  # it has ended meanwhile
             for task in os.listdir(f"/proc/{parent}/task"):
                 found += [int(child) for child in Path(f"/proc/{parent}/task/{task}/children").read_text().split()]
-        except OSError:
-            continue  # it has ended meanwhile
     return found
 
 

@@ -3,11 +3,11 @@
 What a cold start pays for is the shape: the size of the file, the vocabulary and its merges (most of a load), the width
 and depth of the prefill. What the weights say does not matter, with two exceptions that the recipe takes care of:
 
-- Greedy decoding must never end early and must show text at every token, or runs would not be alike. The embeddings are
-  tied, so a token whose row is small has a small logit: the rows of control tokens, of padding and of tokens that are not
-  whole UTF-8 are scaled down, and are never the largest.
+- Greedy decoding must never end early and must show text at every token, or runs would not be alike. The embeddings
+  are tied, so a token whose row is small has a small logit: the rows of control tokens, of padding and of tokens that
+  are not whole UTF-8 are scaled down, and are never the largest.
 - Text must become a plausible number of tokens. The first merges are those of SmolLM2's tokenizer (byte-level BPE too,
-  and already on the machine); the rest join its words with its endings. Each merge joins two tokens that exist before it.
+  and already on the machine); the rest join its words with its endings. Each merge joins two earlier tokens.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CHAT_TEMPLATE = (
 
 
 class Shape(NamedTuple):
-    """The numbers that make a model's size. Widths in elements; `merges` + 256 bytes + special tokens <= `vocabulary`."""
+    """The numbers that make a model's size. 256 byte tokens, `merges` and special tokens fit into `vocabulary`."""
 
     name: str
     layers: int
@@ -104,7 +104,7 @@ def vocabulary(shape: Shape) -> tuple[list[str], list[tuple[str, str]]]:
     """
     tokens = list(_byte_spelling().values())
     known = set(tokens)
-    merges = []
+    merges: list[tuple[str, str]] = []
     for left, right in itertools.chain(_merges_of(smollm2()), _endings(smollm2())):
         if len(merges) == shape.merges:
             break
@@ -128,7 +128,7 @@ def _merges_of(model: Path) -> list[tuple[str, str]]:
 
 
 def _endings(model: Path) -> Iterator[tuple[str, str]]:
-    """Words joined with other words and endings, the most frequent first, as a larger training would have found them."""
+    """Words joined with other words and endings, the most frequent first, as a larger training would find them."""
     words = [left + right for left, right in _merges_of(model) if (left + right).isalpha()]
     starts = [word for word in words if word.startswith("Ġ") and len(word) > 3]
     ends = [word for word in words if not word.startswith("Ġ")]

@@ -1,7 +1,7 @@
 """The servers that are measured: ours behind each door, and its peers. How each is started and asked is said here only.
 
-Every one gets the same model, context, threads, prompt and number of tokens, temperature 0, on a free port of 127.0.0.1.
-What could not be made the same is in `note`.
+Every one gets the same model, context, threads, prompt, number of tokens and temperature 0, on a free port of
+127.0.0.1. What could not be made the same is in `note`.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ FLASK = Server(
     "Flask + gunicorn + Llama",
     _flask,
     "/v1/chat/completions",
-    "benchmarks/peers/flask_llama.py: a streaming version of the contract's service; the model loads as the worker starts",
+    "benchmarks/peers/flask_llama.py: the contract's service, made to stream; it loads as the worker starts",
 )
 
 

@@ -1,7 +1,7 @@
 """What a warm request costs beyond the engine's own time: HTTP, JSON, routing, the template, counting tokens.
 
-One connection is kept. The engine's own time is what the answer says of itself: waiting for its turn, prefill, decoding.
-The client's own work counts against us.
+One connection is kept. The engine's own time is what the answer says of itself: its wait, prefill, decoding. The
+client's own work counts against us.
 """
 
 from __future__ import annotations
@@ -43,11 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
             disturbed[server.name] = load.share()  # the server's own time is in it: it still runs
     rounds = [dict(zip(added, values, strict=True)) for values in zip(*added.values(), strict=True)]
     notes = [
-        f"{model.name}, prompts of about 60 tokens of which the system prompt is known, {TOKENS} tokens out, {THREADS} "
-        "threads, not streamed.",
-        "CPU time that the client did not take, per second (ours included): "
-        + ", ".join(f"{name} {share:.2f}" for name, share in disturbed.items())
-        + ".",
+        f"{model.name}, {THREADS} threads, 60-token prompts with a known system part, {TOKENS} tokens out.",
+        *(f"CPUs busy without the client's own, {name}: {share:.2f}." for name, share in disturbed.items()),
     ]
     report("warm", [Table("Beyond the engine's own time", "ms", rounds)], notes)
     return 0

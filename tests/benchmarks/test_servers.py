@@ -14,7 +14,7 @@ def test_text_is_found_in_openais_stream_and_in_ours() -> None:
         b'data: {"choices": [{"delta": {"content": "Riega"}}]}\n',
         b'data: {"choices": [], "usage": {}}\n',
         b": a comment\n",
-        'data: {"content": " al amanecer"}\n'.encode(),
+        b'data: {"content": " al amanecer"}\n',
         b"data: [DONE]\n",
     ]
     assert list(pieces(iter(stream))) == ["Riega", " al amanecer"]
