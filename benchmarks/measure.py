@@ -175,7 +175,8 @@ def report(name: str, tables: Sequence[Table], notes: Sequence[str] = ()) -> Pat
     heading = (
         f"## {name}, {today}, commit {commit()}\n\n"
         f"{where['cpu']}, {where['cpus']} CPUs, {where['memory_gb']} GB, Linux {where['kernel']}, "
-        f"Python {where['python']}, llama-cpp-python {where['llama_cpp_python']}; load average at the end {where['load_average']}.\n"
+        f"Python {where['python']}, llama-cpp-python {where['llama_cpp_python']}; "
+        f"load average at the end {where['load_average']}.\n"
     )
     text = (
         "\n".join([heading, *(table.markdown() for table in tables), *(f"- {note}" for note in notes)]).rstrip() + "\n"
