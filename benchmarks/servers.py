@@ -111,13 +111,12 @@ LLAMA_CPP_SERVER = Server(
 )
 
 
-def _llama_server(binary: Path) -> Server:
+def _llama_server(name: str, binary: Path, flags: tuple[str, ...]) -> Server:
     def command(model: Path, port: int) -> list[str]:
         options = ["--ctx-size", str(N_CTX), "--threads", str(THREADS), "--parallel", "1", "--port", str(port)]
-        return [str(binary), "--model", str(model), "--host", "127.0.0.1", *options, *llama_server.BEST_FLAGS]
+        return [str(binary), "--model", str(model), "--host", "127.0.0.1", *options, *flags]
 
-    note = f"{binary.name} with {' '.join(llama_server.BEST_FLAGS)}"
-    return Server("llama-server", command, "/v1/chat/completions", note)
+    return Server(name, command, "/v1/chat/completions", f"{binary.name}, {' '.join(flags) or 'as it comes'}")
 
 
 def available() -> list[Server]:
@@ -127,7 +126,8 @@ def available() -> list[Server]:
     if binary is None:
         print("No llama-server: `./build llama-server` builds one, or LLAMA_SERVER names one.")
     else:
-        servers.append(_llama_server(binary))
+        servers.append(_llama_server("llama-server", binary, llama_server.BEST_FLAGS))
+        servers.append(_llama_server("llama-server, its defaults", binary, ()))
     return [*servers, FLASK, LLAMA_CPP_SERVER]
 
 
