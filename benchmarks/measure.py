@@ -91,7 +91,7 @@ def interleaved(subjects: Mapping[str, Callable[[], float]], arguments: argparse
                 try:
                     value = subjects[name]()
                 except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
-                    print(f"  round {number + 1}: {name} failed: {error}", flush=True)
+                    print(f"  round {number + 1}: {name} failed: {str(error)[-300:]}", flush=True)
                     break
                 share = load.share()
                 if share < disturbed.get(name, float("inf")):
