@@ -68,12 +68,16 @@ def measure(
         answers[name, answer.first] = answer
         return answer.first
 
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as prompt:
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as prompt, tempfile.TemporaryDirectory() as snapshots:
         prompt.write(workload.chatml())
         prompt.flush()
         subjects: dict[str, Callable[[], servers.Answer]] = {
             server.name: functools.partial(_ask_server, server, model, workload) for server in everybody
         }
+        ours = next((server for server in everybody if server.is_ours), None)
+        if ours is not None and workload.name == "long":
+            _make_snapshot(ours, model, workload, Path(snapshots))
+            subjects[f"{ours.name}, snapshot"] = functools.partial(_ask_server, ours, model, workload, Path(snapshots))
         subjects[servers.BARE] = lambda: servers.bare(model, Path(prompt.name))[0]
         timed = {name: functools.partial(first_token, name, ask) for name, ask in subjects.items()}
         firsts = interleaved(timed, arguments)
@@ -85,9 +89,20 @@ def measure(
     ]
 
 
-def _ask_server(server: servers.Server, model: Path, workload: Workload) -> servers.Answer:
-    with servers.Running(server, model) as running:
+def _ask_server(
+    server: servers.Server, model: Path, workload: Workload, snapshots: Path | None = None
+) -> servers.Answer:
+    with servers.Running(server, model, snapshots) as running:
         return servers.answer(running, server.body(workload))
+
+
+def _make_snapshot(server: servers.Server, model: Path, workload: Workload, snapshots: Path) -> None:
+    """Two questions under one system prompt, as from two callers: a prefix that is seen twice is kept."""
+    with servers.Running(server, model, snapshots) as running:
+        for user in ("What is a good soil for beans?", "How deep do I plant garlic?"):
+            servers.answer(running, server.body(workload._replace(user=user), max_tokens=1))
+    if not any(snapshots.iterdir()):
+        raise SystemExit(f"{server.name} saved no snapshot in {snapshots}.")
 
 
 def _differences(rounds: list[dict[str, servers.Answer]]) -> tuple[str, ...]:

@@ -132,14 +132,18 @@ def available() -> list[Server]:
 
 
 class Running:
-    """A server under way; `with` ends it and everything it started."""
+    """A server under way; `with` ends it and everything it started.
 
-    def __init__(self, server: Server, model: Path) -> None:
+    What it keeps for its next start goes to `snapshots`. Without that it is thrown away, so that no run profits from
+    the one before.
+    """
+
+    def __init__(self, server: Server, model: Path, snapshots: Path | None = None) -> None:
         self.server = server
         self.port = _free_port()
-        # Whatever it keeps for the next start is thrown away, so that no run profits from the one before.
-        self._kept = tempfile.TemporaryDirectory(prefix="llamafn-bench-")
-        environment = clean_environment() | server.environment(model, self.port) | {"SNAPSHOT_DIR": self._kept.name}
+        self._scratch = tempfile.TemporaryDirectory(prefix="llamafn-bench-")
+        environment = clean_environment() | server.environment(model, self.port)
+        environment["SNAPSHOT_DIR"] = str(snapshots or self._scratch.name)
         command = server.command(model, self.port)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         self.started = time.monotonic()
@@ -160,7 +164,7 @@ class Running:
         except ProcessLookupError:
             self.process.wait()
         self._log.close()
-        self._kept.cleanup()
+        self._scratch.cleanup()
 
     def post(self, body: bytes) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         """The first answer that is not "not ready yet": refused connections and 503 are tried again."""
