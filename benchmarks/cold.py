@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks import page_cache, servers
 from benchmarks.measure import Table, add_round_arguments, interleaved, report
-from benchmarks.workloads import MAX_TOKENS, MODELS, N_CTX, THREADS, WORKLOADS, Workload, model_path
+from benchmarks.workloads import MAX_TOKENS, MODELS, N_CTX, SHORT_SYSTEM, THREADS, WORKLOADS, Workload, model_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,10 +97,11 @@ def _ask_server(
 
 
 def _make_snapshot(server: servers.Server, model: Path, workload: Workload, snapshots: Path) -> None:
-    """Two questions under one system prompt, as from two callers: a prefix that is seen twice is kept."""
+    """A prefix that had to be read twice is kept: another system prompt comes between."""
     with servers.Running(server, model, snapshots) as running:
-        for user in ("What is a good soil for beans?", "How deep do I plant garlic?"):
-            servers.answer(running, server.body(workload._replace(user=user), max_tokens=1))
+        for system in (workload.system, SHORT_SYSTEM, workload.system):
+            asked = workload._replace(system=system, user="What is a good soil for beans?")
+            servers.answer(running, server.body(asked, max_tokens=1))
     if not any(snapshots.iterdir()):
         raise SystemExit(f"{server.name} saved no snapshot in {snapshots}.")
 

@@ -25,14 +25,12 @@ options: dict[str, int] = {
     "tokens": 32,
     "use_extra_bufts": 0,
     "load_mode": 1,  # mmap
-    "lazy_mode": -1,  # the library's default
     "flash_attn_type": -1,  # auto
     "n_batch": 2048,
     "n_ubatch": 512,
     "poll": -1,  # 0 to 100: a thread pool of our own that polls so hard; -1: none
     "readahead": 0,  # first of all: 1 posix_fadvise(WILLNEED); 2 readahead() in a thread; 3 read() in a thread
     "abort": 0,  # 1: arm the abort callback, with a native function that is always false
-    "wait": 0,  # 1: wait for standard input to close before ending
 }
 STEPS = ("imports", "load", "context", "prompt", "first_token", "end")
 
@@ -54,6 +52,15 @@ def read_through(file: int) -> None:
     buffer = bytearray(1 << 20)
     while os.readv(file, [buffer]):
         pass
+
+
+def loaded(package: str, name: str) -> ctypes.CDLL:
+    """A library that is loaded already: a second copy in one process would crash it."""
+    library = os.path.join(package, "lib", f"lib{name}.so")
+    try:
+        return ctypes.CDLL(f"{library}.0", os.RTLD_NOLOAD)
+    except OSError:
+        return ctypes.CDLL(library, os.RTLD_NOLOAD)
 
 
 def main() -> None:
@@ -89,8 +96,6 @@ def main() -> None:
     model_parameters = llama.llama_model_default_params()
     model_parameters.use_extra_bufts = bool(options["use_extra_bufts"])
     model_parameters.load_mode = options["load_mode"]
-    if options["lazy_mode"] >= 0:
-        model_parameters.lazy_mode = options["lazy_mode"]
     llama.llama_backend_init()
     model = llama.llama_model_load_from_file(model_path.encode(), model_parameters)
     if not model:
@@ -107,15 +112,13 @@ def main() -> None:
         context_parameters.abort_callback_data = ctypes.cast(flag, ctypes.c_void_p)
     context = llama.llama_init_from_model(model, context_parameters)
     if options["poll"] >= 0:
-        ggml = ctypes.CDLL(os.path.join(package.__path__[0], "lib", "libggml-base.so.0"))
-        cpu = ctypes.CDLL(os.path.join(package.__path__[0], "lib", "libggml-cpu.so.0"))
+        ggml, cpu = loaded(package.__path__[0], "ggml-base"), loaded(package.__path__[0], "ggml-cpu")
         pool_parameters = ThreadPoolParameters()
         ggml.ggml_threadpool_params_init(ctypes.byref(pool_parameters), options["n_threads"])
         pool_parameters.poll = options["poll"]
         cpu.ggml_threadpool_new.restype = ctypes.c_void_p
         pool = ctypes.c_void_p(cpu.ggml_threadpool_new(ctypes.byref(pool_parameters)))
-        attach = ctypes.CDLL(os.path.join(package.__path__[0], "lib", "libllama.so.0")).llama_attach_threadpool
-        attach(ctypes.c_void_p(context), pool, pool)
+        llama._lib.llama_attach_threadpool(ctypes.c_void_p(context), pool, pool)
     moments.append(time.monotonic())
 
     vocabulary = llama.llama_model_get_vocab(model)
@@ -144,8 +147,6 @@ def main() -> None:
     moments.append(time.monotonic())
     said = " ".join(f"{name}={moment:.6f}" for name, moment in zip(STEPS, moments, strict=True))
     os.write(1, f"\nstarted={started:.6f} {said} prompt_tokens={count}\n".encode())
-    if options["wait"]:
-        sys.stdin.read()
     os._exit(0)  # freeing a model that the process's end frees anyway takes milliseconds
 
 
