@@ -32,8 +32,8 @@ CMAKE_FLAGS = (
     "-DLLAMA_BUILD_UI=OFF",
     "-DLLAMA_USE_PREBUILT_UI=OFF",
 )
-# What makes it answer soonest: docs/cold-start.md has the figures.
-BEST_FLAGS = ("--no-warmup", "--fit", "off", "--no-repack")
+# What makes it answer soonest (docs/cold-start.md has the figures); for a short prompt --no-repack does, too.
+BEST_FLAGS = ("--no-warmup", "--fit", "off")
 
 
 def find(target: str) -> Path | None:

@@ -126,7 +126,8 @@ def available() -> list[Server]:
     if binary is None:
         print("No llama-server: `./build llama-server` builds one, or LLAMA_SERVER names one.")
     else:
-        servers.append(_llama_server("llama-server", binary, llama_server.BEST_FLAGS))
+        servers.append(_llama_server("llama-server", binary, (*llama_server.BEST_FLAGS, "--no-repack")))
+        servers.append(_llama_server("llama-server, repacked", binary, llama_server.BEST_FLAGS))
         servers.append(_llama_server("llama-server, its defaults", binary, ()))
     return [*servers, FLASK, LLAMA_CPP_SERVER]
 
