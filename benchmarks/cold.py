@@ -47,7 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
         *(f"{server.name}: {server.note}." for server in everybody),
         f"{servers.BARE}: benchmarks/peers/bare.py, no HTTP and no template: the floor, not a server.",
     ]
-    report("cold" if arguments.page_cache == "warm" else "cold-page-cache-dropped", tables, notes)
+    dropped = ["page-cache-dropped"] if arguments.page_cache == "dropped" else []
+    report("-".join(["cold", *(arguments.workload or []), *dropped]), tables, notes)
     return 0
 
 
@@ -113,7 +114,7 @@ def _differences(rounds: list[dict[str, servers.Answer]]) -> tuple[str, ...]:
         return ()
     expected = answers[servers.BARE].text.strip()
     return tuple(
-        f"{name} sent another text than the bare script, {answer.pieces} pieces. Repacked weights round differently."
+        f"{name} sent another text than the bare script, {answer.pieces} pieces: it rounds or samples differently."
         for name, answer in answers.items()
         if answer.text.strip() != expected
     )

@@ -65,6 +65,8 @@ class Rounds(NamedTuple):
 
     def note(self) -> str:
         shares = [share for disturbed in self.disturbed for share in disturbed.values()]
+        if not shares:
+            return "No run succeeded."
         return (
             f"Others took {statistics.median(shares):.2f} of a CPU during the median run, {max(shares):.2f} during the "
             "worst one that was kept."

@@ -1,7 +1,7 @@
 """The servers that are measured: ours behind each door, and its peers. How each is started and asked is said here only.
 
-Every one gets the same model, context, threads, prompt, number of tokens and temperature 0, on a free port of
-127.0.0.1. What could not be made the same is in `note`.
+Every one gets the same model, context, threads, prompt and number of tokens, on a free port of 127.0.0.1. What could not
+be made the same is in `note`.
 """
 
 from __future__ import annotations
@@ -72,9 +72,19 @@ def _our_environment(model: Path, port: int) -> dict[str, str]:
     }
 
 
-GUNICORN = Server("ours, gunicorn", _gunicorn, "/chat", "handler:app, one worker, no preload", _our_environment)
+GUNICORN = Server(
+    "ours, gunicorn",
+    _gunicorn,
+    "/chat",
+    "handler:app, one worker, no preload; temperature 0.2, /chat's own",
+    _our_environment,
+)
 FUNCTIONS_FRAMEWORK = Server(
-    "ours, functions-framework", _functions_framework, "/chat", "handler.py, target http", _our_environment
+    "ours, functions-framework",
+    _functions_framework,
+    "/chat",
+    "handler.py, target http; temperature 0.2",
+    _our_environment,
 )
 
 
