@@ -224,16 +224,12 @@ def _write_f16(shape: Shape, path: Path) -> None:
 
 
 def _quantise(source: Path, target: Path) -> None:
-    from llama_cpp import llama_cpp
+    from llamafn.engine.bindings import llama
 
-    # Its hundreds of lines of progress would hide what we print. The reference must outlive the call.
-    silence = llama_cpp.llama_log_callback(lambda level, text, data: None)
-    llama_cpp.llama_log_set(silence, None)
-    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters = llama.llama_model_quantize_default_params()
     parameters.ftype = Q4_K_M
     parameters.nthread = len(os.sched_getaffinity(0))
-    failed = llama_cpp.llama_model_quantize(bytes(source), bytes(target), ctypes.byref(parameters))
-    llama_cpp.llama_log_set(llama_cpp.llama_log_callback(0), None)
+    failed = llama.llama_model_quantize(bytes(source), bytes(target), ctypes.byref(parameters))
     if failed:
         raise SystemExit(f"llama.cpp's quantiser refused {source} ({failed}).")
 

@@ -1,7 +1,7 @@
 """The servers that are measured: ours behind each door, and its peers. How each is started and asked is said here only.
 
-Every one gets the same model, context, threads, prompt and number of tokens, on a free port of 127.0.0.1. What could not
-be made the same is in `note`.
+Every one gets the same model, context, threads, prompt and number of tokens, on a free port of 127.0.0.1. What could
+not be made the same is in `note`.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ FUNCTIONS_FRAMEWORK = Server(
 def _flask(model: Path, port: int) -> list[str]:
     options = ["--workers", "1", "--threads", "4", "--timeout", "120", "--bind", f"127.0.0.1:{port}"]
     application = f"benchmarks.peers.flask_llama:create_app({str(model)!r}, {N_CTX}, {THREADS})"
-    return [sys.executable, "-m", "gunicorn", *options, application]
+    return [str(peers.python()), "-m", "gunicorn", *options, application]
 
 
 FLASK = Server(

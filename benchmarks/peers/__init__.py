@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -19,12 +20,13 @@ def python() -> Path:
     llama-cpp-python itself is seen in this environment's directory: the same build for everybody, built once.
     """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    environment = cache_directory() / f"peers-{version}"
+    digest = hashlib.sha256(_REQUIREMENTS.read_bytes()).hexdigest()[:8]
+    environment = cache_directory() / f"peers-{version}-{digest}"
     interpreter = environment / "bin" / "python"
     ours = Path(sysconfig.get_path("purelib"))
     path_file = environment / "lib" / f"python{version}" / "site-packages" / "llamafn-environment.pth"
     if not path_file.exists():
-        print(f"Making {environment} for llama_cpp.server …", flush=True)
+        print(f"Making {environment} for the peers …", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(environment)], check=True)
         subprocess.run([str(interpreter), "-m", "pip", "install", "--quiet", "-r", str(_REQUIREMENTS)], check=True)
     if not path_file.exists() or path_file.read_text() != f"{ours}\n":
