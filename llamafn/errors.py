@@ -15,6 +15,8 @@ LlamafnError
     ├── EngineError           500  llama.cpp refused something that it should not
     └── Unavailable           503  try again
         ├── ModelUnavailable  503  the file: missing, not a GGUF, damaged, too large for the memory
+        │   ├── FetchFailed   503  the source cannot be read now; what arrived is kept for the next try
+        │   └── FetchRefused  503  a next try would end the same way: 401, 404, a wrong digest, no room
         ├── DeadlinePassed    503  no time left before the first token
         └── Draining          503
 """
@@ -149,6 +151,14 @@ class Unavailable(HTTPError):
 
 class ModelUnavailable(Unavailable):
     code = "model_unavailable"
+
+
+class FetchFailed(ModelUnavailable):
+    code = "fetch_failed"
+
+
+class FetchRefused(ModelUnavailable):
+    code = "fetch_refused"
 
 
 class DeadlinePassed(Unavailable):
