@@ -47,10 +47,6 @@ class LocalFile:
             self._checking = threading.Thread(target=self._check, args=(expected,), name="fetch-check", daemon=True)
             self._checking.start()
 
-    @property
-    def error(self) -> ModelUnavailable | None:
-        return self._error
-
     def wait_loadable(self, deadline: Deadline) -> None:
         pass
 

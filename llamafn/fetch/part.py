@@ -27,6 +27,10 @@ JOURNAL = ".journal"
 _FD_DIRECTORY = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
 
 
+class NoRoom(FetchRefused):
+    """The disk is full, or cannot be written."""
+
+
 class Part(Protocol):
     """An open file of the object's full length; `fd` stays open until `close`."""
 
@@ -35,7 +39,7 @@ class Part(Protocol):
     good: list[tuple[int, int]]  # bytes that were there when it was opened
 
     def record(self, start: int, end: int) -> None:
-        """Say that these bytes have been written."""
+        """Say that these bytes have been written. Raises NoRoom."""
 
     def keep(self, digest: str) -> None:
         """Put the whole file where it belongs."""
@@ -92,8 +96,7 @@ class DiskPart:
     def create(cls, target: str, model: str, version: ObjectVersion) -> DiskPart:
         """A new part with room for all bytes.
 
-        Raises:
-            FetchRefused: no room, no permission.
+        Raises NoRoom.
         """
         directory, name = os.path.split(target)
         while True:
@@ -102,7 +105,7 @@ class DiskPart:
                 os.makedirs(directory or ".", exist_ok=True)
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             except OSError as error:
-                raise cannot_write(error, directory, version.size) from error
+                raise _cannot_write(error, directory, version.size) from error
             part = cls(target, model, path, fd, version)
             # Another process may have taken it for an orphan before it was locked.
             if _lock(fd) and part._is_named():
@@ -114,7 +117,7 @@ class DiskPart:
         except OSError as error:
             part.discard()
             part.close()
-            raise cannot_write(error, directory, version.size) from error
+            raise _cannot_write(error, directory, version.size) from error
         return part
 
     @classmethod
@@ -151,7 +154,10 @@ class DiskPart:
         return part
 
     def record(self, start: int, end: int) -> None:
-        os.write(self._journal, b"%d %d\n" % (start, end))
+        try:
+            os.write(self._journal, b"%d %d\n" % (start, end))
+        except OSError as error:
+            raise _cannot_write(error, os.path.dirname(self._target), end) from error
 
     def keep(self, digest: str) -> None:
         """The marker goes first: if we are killed between the two, the part is whole and the next process keeps it.
@@ -276,18 +282,28 @@ def _reserve(fd: int, size: int) -> None:
     os.ftruncate(fd, size)
 
 
-def cannot_write(error: OSError, directory: str, size: int) -> FetchRefused:
+def write_at(fd: int, data: memoryview, position: int) -> None:
+    """Raises NoRoom: an OSError would be taken for the network's."""
+    try:
+        while data:
+            count = os.pwrite(fd, data, position)
+            data, position = data[count:], position + count
+    except OSError as error:
+        raise _cannot_write(error, os.path.dirname(os.readlink(fd_path(fd))), position + len(data)) from error
+
+
+def _cannot_write(error: OSError, directory: str, size: int) -> NoRoom:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         said = f"There is no room for the model: {size:,} bytes in {directory!r} ({error.strerror})"
         with contextlib.suppress(OSError):
             room = os.statvfs(directory or ".")
             said += f", {room.f_bavail * room.f_frsize:,} free"
-        return FetchRefused(
+        return NoRoom(
             f"{said}.",
             hint="Give the function a larger disk (Lambda: EphemeralStorage), set LOCAL_MODEL_PATH to another one, or "
             "MODEL_IN_MEMORY=1.",
         )
-    return FetchRefused(
+    return NoRoom(
         f"The model cannot be written to {directory!r}: {error.strerror}.",
         hint="Set LOCAL_MODEL_PATH to a file in a directory that may be written, such as /tmp, or MODEL_IN_MEMORY=1.",
     )

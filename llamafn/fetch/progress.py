@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -32,22 +33,26 @@ class Progress(NamedTuple):
 
 
 class Meter:
-    """The rate over the last seconds. Not locked: its user is."""
+    """Counts what arrives, on any connection, and how fast it did over the last seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._received = 0
+        self._lock = threading.Lock()
+        self.received = 0  # bytes
         self._samples: deque[tuple[float, int]] = deque([(clock(), 0)])
 
     def add(self, count: int) -> None:
-        self._received += count
-        now = self._clock()
-        if now - self._samples[-1][0] >= WINDOW_SECONDS / 30:
-            self._samples.append((now, self._received))
-            while now - self._samples[0][0] > WINDOW_SECONDS and len(self._samples) > 2:
-                self._samples.popleft()
+        with self._lock:
+            self.received += count
+            now = self._clock()
+            if now - self._samples[-1][0] >= WINDOW_SECONDS / 30:
+                self._samples.append((now, self.received))
+                while now - self._samples[0][0] > WINDOW_SECONDS and len(self._samples) > 2:
+                    self._samples.popleft()
 
     def rate(self) -> float | None:
-        start, before = self._samples[0]
-        elapsed = self._clock() - start
-        return (self._received - before) / elapsed if elapsed > 0 and self._received > before else None
+        """Bytes per second; None if nothing has come."""
+        with self._lock:
+            start, before = self._samples[0]
+            elapsed = self._clock() - start
+            return (self.received - before) / elapsed if elapsed > 0 and self.received > before else None

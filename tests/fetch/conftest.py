@@ -41,7 +41,7 @@ def open_(target: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     opened: list[ModelFile] = []
 
     def open_one(uri: str, **settings: Any) -> ModelFile:
-        environ = {"MODEL": uri, "LOCAL_MODEL_PATH": str(target), "FETCH_STALL_SECONDS": "0.3", **settings}
+        environ = {"MODEL": uri, "LOCAL_MODEL_PATH": str(target), "FETCH_STALL_SECONDS": "2", **settings}
         model = open_model(Settings.from_env(environ), soon())
         if model not in opened:
             opened.append(model)
