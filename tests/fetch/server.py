@@ -55,6 +55,7 @@ class ScriptedServer:
         self.faults: list[Fault] = []
         self.asked: list[Asked] = []
         self.rate: float | None = None
+        self.after_bytes: tuple[int, Callable[[], None]] | None = None  # call once so many bytes of bodies were sent
         self._lock = threading.Lock()
         self._closing = threading.Event()
         server = self
@@ -164,14 +165,25 @@ class ScriptedServer:
             connection.close()
 
     def _send(self, handler: BaseHTTPRequestHandler, body: bytes, rate: float | None) -> None:
-        if rate is None:
+        if rate is None and self.after_bytes is None:
             handler.wfile.write(body)
             return
-        step = max(1, int(rate / 50))
+        step = max(1, int(rate / 50)) if rate else 10_000
         for start in range(0, len(body), step):
             handler.wfile.write(body[start : start + step])
-            if self._closing.wait(1 / 50):
+            self._count(len(body[start : start + step]))
+            if rate and self._closing.wait(1 / 50):
                 return
+
+    def _count(self, sent: int) -> None:
+        with self._lock:
+            if self.after_bytes is None:
+                return
+            left, call = self.after_bytes
+            self.after_bytes = (left - sent, call) if left > sent else None
+            if left > sent:
+                return
+        call()
 
 
 def once(fault: Fault) -> Fault:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Iterator
 from typing import Any
@@ -68,13 +69,42 @@ def test_anonymous(moto: str, client: Any, open_: Open, monkeypatch: pytest.Monk
     assert fetch(open_, "s3://models/model.gguf", S3_ENDPOINT_URL=moto, S3_ANONYMOUS="1") == MODEL
 
 
+@pytest.mark.parametrize(
+    ("kind", "checksum", "verified"),
+    [
+        ("FULL_OBJECT", hashlib.sha256(MODEL).digest(), True),
+        ("FULL_OBJECT", b"not a SHA-256", False),
+        ("COMPOSITE", hashlib.sha256(b"of the parts").digest(), False),
+    ],
+)
 def test_the_checksum_of_the_whole_object_is_compared(
-    moto: str, client: Any, open_: Open, caplog: pytest.LogCaptureFixture
+    kind: str, checksum: bytes, verified: bool, server: ScriptedServer, open_: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client.put_object(Bucket="models", Key="model.gguf", Body=MODEL, ChecksumAlgorithm="SHA256")
+    """Amazon's answer to a HEAD; moto leaves out the type."""
 
-    assert fetch(open_, "s3://models/model.gguf", S3_ENDPOINT_URL=moto, **KEYS) == MODEL
-    assert "could not be verified" not in caplog.text
+    def tell(asked: Asked) -> Answer | None:
+        if asked.method != "HEAD":
+            return None
+        assert asked.headers["x-amz-checksum-mode"] == "ENABLED"
+        said = base64.b64encode(checksum).decode()
+        return Answer(200, {"x-amz-checksum-sha256": said, "x-amz-checksum-type": kind})
+
+    server.faults.append(tell)
+    server.put("/models/model.gguf", MODEL)
+
+    assert fetch(open_, "s3://models/model.gguf", S3_ENDPOINT_URL=server.url, **KEYS) == MODEL
+    assert ("could not be verified" not in caplog.text) == verified
+
+
+def test_another_checksum_than_that_of_the_bytes(server: ScriptedServer, open_: Open) -> None:
+    wrong = base64.b64encode(bytes(32)).decode()
+    headers = {"x-amz-checksum-sha256": wrong, "x-amz-checksum-type": "FULL_OBJECT"}
+    server.faults.append(lambda asked: Answer(200, headers) if asked.method == "HEAD" else None)
+    server.put("/models/model.gguf", MODEL)
+
+    error = refused(open_, "s3://models/model.gguf", S3_ENDPOINT_URL=server.url, **KEYS)
+
+    assert f"expected {'0' * 64}" in error.message
 
 
 def test_the_objects_metadata_may_tell_the_digest(moto: str, client: Any, open_: Open) -> None:
