@@ -77,9 +77,9 @@ class ModelFile:
         return hashlib.sha256("".join(map(str, digests)).encode()).hexdigest()
 
     @property
-    def belongs_here(self) -> bool:
-        """False in a fork of the process that opened it: its threads are not there."""
-        return self._process == os.getpid()
+    def is_alive(self) -> bool:
+        """False once it is closed, and in a fork of the process that was still fetching it: no thread is there."""
+        return not self.closed and (self._process == os.getpid() or self.digest is not None)
 
     def wait_loadable(self, deadline: Deadline) -> None:
         """Until header and vocabulary are there: llama.cpp may then map the file, and decode nothing yet.
@@ -150,7 +150,7 @@ def open_model(settings: Settings, deadline: Deadline) -> ModelFile:
     key = f"{settings.model} {settings.model_sha256} {place}"
     with _open_lock:
         known = _open.get(key)
-        if known is not None and known.belongs_here and not known.closed:
+        if known is not None and known.is_alive:
             if known.refused_at is None:
                 return known
             since = time.monotonic() - known.refused_at
