@@ -203,33 +203,27 @@ def machine() -> dict[str, Any]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    told = results["machine"]
-    lines = [
-        f"# Fetching, {datetime.date.today():%Y-%m-%d}",
-        "",
-        f"{told['cpus']} CPUs ({told['cpu']}), Python {told['python']}, commit {told['commit']}, load {told['load']:.1f}. "
-        f"A file of {results['megabytes']} MB from a loopback server that gives 60 MB/s to a connection and 400 MB/s in "
-        "all. Medians. llamafn's time ends with the digest checked; the others check none.",
-        "",
-        "| client | MB/s | of the limit | start to first byte asked, s | start to whole, s | CPU s per GB | peak RSS, MB |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    told, token = results["machine"], results["first_token"]
+    head = (
+        f"{told['cpus']} CPUs ({told['cpu']}), Python {told['python']}, commit {told['commit']}, load "
+        f"{told['load']:.1f}. A file of {results['megabytes']} MB from a loopback server that gives 60 MB/s to a "
+        "connection and 400 MB/s in all. Medians. llamafn's time ends with the digest checked; the others check none."
+    )
+    columns = ["client", "MB/s", "of the limit", "start to first byte asked, s", "start to whole, s", "CPU s per GB"]
+    rows = [[*columns, "peak RSS, MB"], ["---"] * (len(columns) + 1)]
     for name, one in results["clients"].items():
-        lines.append(
-            f"| {name} | {one['mb_per_second']:.0f} | {one['mb_per_second'] * 1e6 / TOTAL_RATE:.2f} "
-            f"| {one['first_byte_s']:.3f} | {one['whole_s']:.2f} | {one['cpu_s_per_gb']:.2f} | {one['peak_rss_mb']:.0f} |"
-        )
-    token = results["first_token"]
-    lines += [
-        "",
+        speed = one["mb_per_second"]
+        times = [f"{one['first_byte_s']:.3f}", f"{one['whole_s']:.2f}", f"{one['cpu_s_per_gb']:.2f}"]
+        rows.append([name, f"{speed:.0f}", f"{speed * 1e6 / TOTAL_RATE:.2f}", *times, f"{one['peak_rss_mb']:.0f}"])
+    tail = (
         f"First token of a model of {token['model_bytes'] / 1e6:.0f} MB that has to be fetched: "
         f"{token['token_s']:.2f} s from process start; the download alone {token['download_alone_s']:.2f} s and the "
         f"prefill {token['prefill_s']:.2f} s, so {token['ratio']:.2f} x their sum. From a local file "
         f"{token['local_token_s']:.2f} s. Peak RSS {token['peak_rss_mb']:.0f} MB, with a local file "
-        f"{token['local_peak_rss_mb']:.0f} MB.",
-        "",
-    ]
-    return "\n".join(lines)
+        f"{token['local_peak_rss_mb']:.0f} MB."
+    )
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"# Fetching, {datetime.date.today():%Y-%m-%d}\n\n{head}\n\n{table}\n\n{tail}\n"
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
+
+_kept: list[Any] = []  # callbacks that llama.cpp goes on calling
 
 
 def llamafn_hf(url: str, target: str) -> dict[str, float]:
@@ -87,7 +90,7 @@ def first_token(url: str, target: str) -> dict[str, float]:
     return moments
 
 
-def _bindings():  # type: ignore[no-untyped-def]
+def _bindings() -> Any:
     """llama_cpp.llama_cpp without the package's front door."""
     import ctypes
     import importlib.util
@@ -100,9 +103,9 @@ def _bindings():  # type: ignore[no-untyped-def]
     sys.modules["llama_cpp"] = package
     from llama_cpp import llama_cpp as engine
 
-    global _log
-    _log = engine.llama_log_callback(lambda level, text, data: None)
-    engine.llama_log_set(_log, ctypes.c_void_p(0))
+    quiet = engine.llama_log_callback(lambda level, text, data: None)
+    _kept.append(quiet)
+    engine.llama_log_set(quiet, ctypes.c_void_p(0))
     return engine
 
 

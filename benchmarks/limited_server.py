@@ -8,12 +8,13 @@ monotonic clock, and forgets it.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import socketserver
 import threading
 import time
 from http.server import BaseHTTPRequestHandler
+
+from llamafn.fetch.local import file_digest
 
 CHUNK = 256 << 10
 
@@ -41,8 +42,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.file = os.open(path, os.O_RDONLY)
         self.size = os.fstat(self.file).st_size
-        with open(path, "rb") as file:
-            self.digest = hashlib.file_digest(file, "sha256").hexdigest()
+        self.digest = file_digest(path, lambda: None)
         self.connection_rate = connection_rate
         self.total = Limit(total_rate)
         self.first: float | None = None

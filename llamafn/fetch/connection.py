@@ -13,12 +13,14 @@ import ssl
 from collections.abc import Mapping
 from email.message import Message
 from types import TracebackType
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from llamafn import __version__
 from llamafn.errors import FetchFailed, FetchRefused
 
 MOST_REDIRECTS = 5
+# What has a meaning in an address, and so is left as it is; the rest is encoded.
+URL_CHARACTERS = "!#$%&'()*+,/:;=?@[]~"
 # What comes before the body of an error is enough to say why.
 ERROR_BODY_BYTES = 4096
 
@@ -139,7 +141,8 @@ class Connection:
         assert self._socket is not None
         self._socket.settimeout(timeout)
         parts = urlsplit(url)
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        # http.client refuses a space or an accent, with the whole address in its message.
+        target = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=URL_CHARACTERS)
         client.request(method, target, headers=dict(headers))
         return client.getresponse()
 

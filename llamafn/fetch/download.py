@@ -55,6 +55,7 @@ class Download:
         self._lead: threading.Thread | None = None
         self._error: ModelUnavailable | None = None  # of the last run
         self._transfer: Transfer | None = None
+        self._dropped: Part | None = None
         self._meter = Meter()
         self._restarts = 0
         self._told_loadable = False
@@ -68,7 +69,8 @@ class Download:
     def path(self) -> str:
         """Leads to the file under whatever name it has; valid from `wait_loadable` to `close`."""
         transfer = self._transfer
-        assert transfer is not None, "wait_loadable has not returned"
+        if transfer is None:
+            raise FetchFailed(f"{self._source.shown}: nothing of it is here.", retry_after=1)
         return fd_path(transfer.part.fd)
 
     @property
@@ -105,6 +107,7 @@ class Download:
                 run.stop()
             lead.join(None if is_whole else CLOSE_SECONDS)
         with self._changed:
+            self._close_dropped()
             # A thread that hangs in a name lookup may still hold the descriptor, so then it is left open.
             if self._run is None and self._transfer is not None:
                 self._transfer.part.close()
@@ -144,6 +147,7 @@ class Download:
         if self._closed:
             raise FetchFailed(f"{self._source.shown}: the fetch was stopped.")
         self._error = None
+        self._close_dropped()
         self._meter = Meter()
         self._run = run = Run(self._source.shown, self._changed, self._policy.deadline)
         self._lead = run.begin("lead", lambda: self._lead_run(run))
@@ -217,9 +221,8 @@ class Download:
             self._changed.notify_all()
 
     def _keep(self, run: Run) -> None:
-        run.check()
-        assert self._transfer is not None
-        assert self._digest is not None
+        if self._transfer is None or self._digest is None:
+            return
         try:
             self._transfer.part.keep(self._digest)
         except FetchFailed as error:
@@ -245,7 +248,14 @@ class Download:
             self._start()
 
     def _drop(self) -> None:
+        """Delete what is here. It stays open for a while: somebody may be about to open `path`, and must not get
+        another file that happens to have the same number by then."""
+        self._close_dropped()
         if self._transfer is not None:
-            self._transfer.part.discard()
-            self._transfer.part.close()
-            self._transfer = None
+            self._dropped, self._transfer = self._transfer.part, None
+            self._dropped.discard()
+
+    def _close_dropped(self) -> None:
+        if self._dropped is not None:
+            self._dropped.close()
+            self._dropped = None

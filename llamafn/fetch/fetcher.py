@@ -21,7 +21,7 @@ from llamafn.fetch.transfer import JOURNAL_BYTES, Transfer
 
 logger = logging.getLogger(__name__)
 
-BUFFER_BYTES = 128 * KIB
+BUFFER_BYTES = 256 * KIB
 
 Result = TypeVar("Result")
 

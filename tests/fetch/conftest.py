@@ -8,6 +8,7 @@ import pytest
 
 import llamafn.fetch
 from llamafn.deadline import Deadline
+from llamafn.errors import FetchFailed
 from llamafn.fetch import ModelFile, open_model
 from llamafn.fetch import retry as retry_module
 from llamafn.settings import Settings
@@ -55,6 +56,17 @@ def open_(target: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
 
 def soon(seconds: float = 20.0) -> Deadline:
     return Deadline.after(seconds)
+
+
+def go_on_until_whole(model: ModelFile) -> None:
+    """As callers do whose fetch's deadline is short: a busy machine may need many of them."""
+    for _ in range(100):
+        try:
+            model.wait_whole(soon())
+            return
+        except FetchFailed as error:
+            failed = error
+    raise failed
 
 
 def left_in(target: Path) -> list[str]:

@@ -20,7 +20,7 @@ from llamafn.errors import FetchFailed, FetchRefused, ModelUnavailable
 from llamafn.fetch.part import DiskPart
 from llamafn.fetch.sources import ObjectVersion, identity_of
 from llamafn.settings import Settings
-from tests.fetch.conftest import Open, left_in, soon
+from tests.fetch.conftest import Open, go_on_until_whole, left_in, soon
 from tests.fetch.models import a_gguf
 from tests.fetch.server import MODIFIED, Answer, ScriptedServer
 from tests.fetch.test_faults import fetch, refused
@@ -429,7 +429,7 @@ def test_in_memory_goes_on_after_a_failure(server: ScriptedServer, open_: Open) 
     arrived = model.progress().done
     server.rate = None
 
-    model.wait_whole(soon())
+    go_on_until_whole(model)
 
     assert arrived > 0
     assert model.digest == DIGEST
