@@ -17,7 +17,7 @@ from llamafn.fetch.fetcher import Address, Fetcher
 from llamafn.fetch.gguf import NotGGUF
 from llamafn.fetch.part import NoRoom, Part, fd_path
 from llamafn.fetch.progress import Meter, Progress
-from llamafn.fetch.retry import Policy
+from llamafn.fetch.retry import AskedToWait, Policy
 from llamafn.fetch.run import Run
 from llamafn.fetch.sources import ObjectVersion, Source
 from llamafn.fetch.transfer import Transfer
@@ -121,14 +121,24 @@ class Download:
             if self._run is not None:
                 self._run.prolong()
             elif not reached():
-                if self._error is not None and not isinstance(self._error, FetchFailed):
-                    raise self._error.with_traceback(None)
+                self._raise_if_final()
                 self._start()
             while not reached():
                 if self._run is None:
                     error = self._error or FetchFailed(f"{self._source.shown}: the fetch was stopped.", retry_after=1)
                     raise error.with_traceback(None)
                 self._sleep(deadline)
+
+    def _raise_if_final(self) -> None:
+        """Raise the last run's error if it makes no sense to try again now."""
+        error = self._error
+        if isinstance(error, AskedToWait):
+            error.retry_after = error.until.remaining()
+            if error.retry_after <= 0:
+                return
+        elif error is None or isinstance(error, FetchFailed):
+            return
+        raise error.with_traceback(None)
 
     def _sleep(self, deadline: Deadline) -> None:
         """Until something has changed."""

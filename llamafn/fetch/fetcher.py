@@ -14,7 +14,7 @@ from llamafn.fetch.connection import Connection, Reply, origin_of
 from llamafn.fetch.part import Part
 from llamafn.fetch.progress import Meter
 from llamafn.fetch.ranges import HEAD_SPAN, KIB, Span
-from llamafn.fetch.retry import Again, Policy
+from llamafn.fetch.retry import Again, AskedToWait, Policy
 from llamafn.fetch.run import Run
 from llamafn.fetch.sources import ObjectVersion, Source
 from llamafn.fetch.transfer import JOURNAL_BYTES, Transfer
@@ -119,10 +119,9 @@ class Fetcher:
             if problem.delay is None:
                 self._run.sleep(self._policy.delay(failures))
             elif problem.delay >= self._run.remaining:
-                raise FetchFailed(
+                raise AskedToWait(
                     f"{self._source.shown}: {problem.reason}, and asks to wait {problem.delay:,.0f} s.",
-                    hint="Try again then. What has arrived is kept.",
-                    retry_after=problem.delay,
+                    seconds=problem.delay,
                 )
             else:
                 self._run.be_patient(problem.delay)

@@ -6,6 +6,9 @@ import random
 import time
 from typing import NamedTuple
 
+from llamafn.deadline import Deadline
+from llamafn.errors import FetchFailed
+
 
 class Policy(NamedTuple):
     """How a download behaves, the same for every source. Times in seconds."""
@@ -22,6 +25,14 @@ class Policy(NamedTuple):
         """Exponential, with jitter: connections that failed together must not come back together."""
         longest = min(self.longest_delay, self.first_delay * 2.0 ** (failures - 1))
         return longest * random.uniform(0.5, 1.0)
+
+
+class AskedToWait(FetchFailed):
+    """A server wants no request for longer than we have; nobody asks it again before that."""
+
+    def __init__(self, message: str, *, seconds: float) -> None:
+        super().__init__(message, hint="Try again then. What has arrived is kept.", retry_after=seconds)
+        self.until = Deadline.after(seconds)
 
 
 class Again(Exception):

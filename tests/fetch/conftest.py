@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -61,12 +62,10 @@ def soon(seconds: float = 20.0) -> Deadline:
 def go_on_until_whole(model: ModelFile) -> None:
     """As callers do whose fetch's deadline is short: a busy machine may need many of them."""
     for _ in range(100):
-        try:
+        with contextlib.suppress(FetchFailed):
             model.wait_whole(soon())
             return
-        except FetchFailed as error:
-            failed = error
-    raise failed
+    pytest.fail("not whole after 100 runs")
 
 
 def left_in(target: Path) -> list[str]:

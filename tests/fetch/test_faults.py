@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from llamafn.errors import DeadlinePassed, FetchFailed, FetchRefused, ModelUnavailable
-from llamafn.fetch.fetcher import BUFFER_BYTES
 from llamafn.fetch.gguf import NotGGUF
 from tests.fetch.conftest import Open, go_on_until_whole, left_in, soon
 from tests.fetch.models import a_gguf
@@ -54,12 +53,13 @@ def test_a_body_that_breaks_off_is_asked_for_again_from_there(
 
     server.faults.append(breaks_off)
 
-    assert fetch(open_, server.put("/model.gguf", MODEL), FETCH_STALL_SECONDS="0.3") == MODEL
+    stall = "0.3" if then == "stall" else "10"
+    assert fetch(open_, server.put("/model.gguf", MODEL), FETCH_STALL_SECONDS=stall) == MODEL
     assert target.read_bytes() == MODEL
     assert left_in(target) == []
-    # What had arrived was not asked for again. A reset takes along what lies in the kernel's buffers.
-    lost = 300_000 if then == "reset" else BUFFER_BYTES
-    assert len(MODEL) <= sum(sent) <= len(MODEL) + 3 * lost
+    if then == "close":
+        # What had arrived was not asked for again. (A reset takes along what lies in the kernel's buffers.)
+        assert sum(sent) == len(MODEL)
 
 
 def bounds_of(server: ScriptedServer) -> list[tuple[int, int]]:
@@ -337,7 +337,9 @@ def test_retry_after_beyond_the_deadline_is_passed_on(server: ScriptedServer, op
 
     assert isinstance(error, FetchFailed)
     assert error.retry_after == pytest.approx(3600, abs=10)
-    assert dict(error.headers())["Retry-After"].startswith("3")
+    # Nobody asks again before that.
+    assert refused(open_, server.url + "/model.gguf", FETCH_DEADLINE_SECONDS="60") is error
+    assert 0 < int(dict(error.headers())["Retry-After"]) <= 3600
     assert len(server.asked) == 1
 
 
