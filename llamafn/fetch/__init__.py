@@ -52,7 +52,8 @@ class ModelFile:
     def __init__(self, parts: list[OneFile]) -> None:
         self._parts = parts
         self._process = os.getpid()
-        self.refused_at: float | None = None  # on the monotonic clock
+        self._refusal: ModelUnavailable | None = None
+        self._refused_at = 0.0  # on the monotonic clock
         self.closed = False
 
     @property
@@ -127,9 +128,16 @@ class ModelFile:
                 getattr(part, what)(deadline)
         except FetchFailed:
             raise
-        except ModelUnavailable:
-            self.refused_at = self.refused_at or time.monotonic()
+        except ModelUnavailable as error:
+            if self._refusal is None:
+                self._refusal, self._refused_at = error, time.monotonic()
             raise
+
+    def is_refused(self) -> bool:
+        """True once a wait has ended in a final error; for the first seconds that error is raised instead."""
+        if self._refusal is not None and time.monotonic() - self._refused_at < REFUSAL_SECONDS:
+            raise self._refusal.with_traceback(None)
+        return self._refusal is not None
 
 
 _open: dict[str, ModelFile] = {}  # by the first part's place, so that no file is fetched twice at once
@@ -151,11 +159,8 @@ def open_model(settings: Settings, deadline: Deadline) -> ModelFile:
     with _open_lock:
         known = _open.get(key)
         if known is not None and known.is_alive:
-            if known.refused_at is None:
+            if not known.is_refused():
                 return known
-            since = time.monotonic() - known.refused_at
-            if since < REFUSAL_SECONDS:
-                known.wait_whole(deadline)  # raises what it raised before
             known.close()
         opened = _open[key] = ModelFile(_open_parts(settings, deadline))
         return opened

@@ -187,19 +187,19 @@ class Download:
             else:
                 transfer = self._transfer
                 fetcher.go_on(transfer)
-            told: list[str | None] = [self._expected or transfer.version.digest]
-            run.begin("digest", lambda: self._hash_behind(run, transfer, told, address))
+            run.begin("digest", lambda: self._hash_behind(run, transfer, address))
             run.begin("metadata", lambda: transfer.read_metadata(run, self._source.shown))
             for number in range(1, 1 if transfer.single else self._policy.connections):
                 run.begin(str(number), lambda: self._fetch_beside(run, transfer, address))
             fetcher.fetch_all(transfer)
         run.join()
         run.check()
-        self._accept(transfer.digest(), told[0])
+        self._accept(transfer.digest(), transfer.expected_digest)
 
     def _open_transfer(self, part: Part) -> Transfer:
         with self._changed:
-            self._transfer = transfer = Transfer(part, self._changed, self._policy.connections)
+            expected = self._expected or part.version.digest
+            self._transfer = transfer = Transfer(part, expected, self._changed, self._policy.connections)
             self._changed.notify_all()
             return transfer
 
@@ -207,10 +207,11 @@ class Download:
         with run.connection(allow_http=self._policy.allow_http) as connection:
             Fetcher(connection, run, self._policy, address, self._meter).fetch_all(transfer)
 
-    def _hash_behind(self, run: Run, transfer: Transfer, told: list[str | None], address: Address) -> None:
-        if told[0] is None:
+    def _hash_behind(self, run: Run, transfer: Transfer, address: Address) -> None:
+        if transfer.expected_digest is None:
             with run.connection(allow_http=self._policy.allow_http) as connection:
-                told[0] = Fetcher(connection, run, self._policy, address, self._meter).ask_digest()
+                fetcher = Fetcher(connection, run, self._policy, address, self._meter)
+                transfer.expected_digest = fetcher.ask_digest()
         transfer.hash_behind(run)
 
     def _accept(self, actual: str, expected: str | None) -> None:

@@ -18,9 +18,10 @@ JOURNAL_BYTES = MIB
 class Transfer:
     """Outlives a run: the next one goes on with it. `changed` guards it."""
 
-    def __init__(self, part: Part, changed: threading.Condition, connections: int) -> None:
+    def __init__(self, part: Part, expected_digest: str | None, changed: threading.Condition, connections: int) -> None:
         self.part = part
         self.version = part.version
+        self.expected_digest = expected_digest
         self._changed = changed
         self._connections = connections
         self._ranges = Ranges(part.version.size, part.good)
@@ -69,16 +70,14 @@ class Transfer:
             assert rest is not None
             return rest
 
-    def write(self, span: Span, data: memoryview) -> bool:
-        """Put bytes in their place; True if more are now here without a gap from the start. Raises NoRoom."""
+    def write(self, span: Span, data: memoryview) -> None:
+        """Put bytes in their place. Raises NoRoom."""
         write_at(self.part.fd, data, span.position)
         with self._changed:
             prefix = self._ranges.prefix
             self._ranges.arrived(span, len(data))
-            grown = self._ranges.prefix > prefix
-            if grown:
+            if self._ranges.prefix > prefix:
                 self._changed.notify_all()
-            return grown
 
     # Close behind.
 
