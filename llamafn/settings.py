@@ -41,6 +41,12 @@ class Secret(str):
         return "<secret>"
 
 
+def secret(text: str) -> Secret:
+    if not (text.isascii() and text.isprintable()):  # an HTTP client would quote it in its error
+        raise ValueError
+    return Secret(text)
+
+
 def integer(lowest: int, highest: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         value = int(text)
@@ -172,7 +178,15 @@ VARIABLES = (
     Variable(
         "HF_ENDPOINT", http_url, "https://huggingface.co", "an `https://` address", "The Hugging Face hub or a mirror."
     ),
-    Variable("HF_TOKEN", Secret, None, "a token", "For private and gated models on Hugging Face.", "none", secret=True),
+    Variable(
+        "HF_TOKEN",
+        secret,
+        None,
+        "a token, in ASCII",
+        "For private and gated models on Hugging Face.",
+        "none",
+        secret=True,
+    ),
     Variable(
         "AWS_ENDPOINT_URL_S3",
         http_url,
@@ -202,8 +216,12 @@ VARIABLES = (
         "Credentials for S3. AWS Lambda sets them. Without them botocore looks in all the usual places.",
         "none",
     ),
-    Variable("AWS_SECRET_ACCESS_KEY", Secret, None, "a key", "Belongs to `AWS_ACCESS_KEY_ID`.", "none", secret=True),
-    Variable("AWS_SESSION_TOKEN", Secret, None, "a token", "Belongs to `AWS_ACCESS_KEY_ID`.", "none", secret=True),
+    Variable(
+        "AWS_SECRET_ACCESS_KEY", secret, None, "a key, in ASCII", "Belongs to `AWS_ACCESS_KEY_ID`.", "none", secret=True
+    ),
+    Variable(
+        "AWS_SESSION_TOKEN", secret, None, "a token, in ASCII", "Belongs to `AWS_ACCESS_KEY_ID`.", "none", secret=True
+    ),
     Variable("N_CTX", integer(64, 1 << 20), 1024, "64 to 1,048,576 tokens", "Context: prompt and answer together."),
     Variable(
         "N_THREADS",

@@ -224,11 +224,21 @@ def _open_one(
             renew(path, marker)
             found = Kept.GOOD
     if found is Kept.GOOD and marker is not None:
+        _sweep_beside(path)
         return LocalFile(path, digest=marker.digest, expected=digest)
     if found is not Kept.NOTHING:
         # First, since there may be no room for two.
         remove(path)
     return _download(settings, uri, model, path, digest, connections)
+
+
+def _sweep_beside(path: str) -> None:
+    """Delete the parts of processes that were killed while another one was faster."""
+    directory, name = os.path.split(os.path.abspath(path))
+    if any(entry.startswith(f".{name}.") and ".part" in entry for entry in os.listdir(directory)):
+        from llamafn.fetch.part import sweep
+
+        sweep(os.path.join(directory, name))
 
 
 def _download(settings: Settings, uri: str, model: str, path: str, digest: str | None, connections: int) -> OneFile:

@@ -306,6 +306,21 @@ def test_orphans_are_swept(server: ScriptedServer, open_: Open, target: Path) ->
     assert left_in(target) == [neighbour.name]
 
 
+def test_orphans_are_swept_beside_a_model_that_is_whole(server: ScriptedServer, open_: Open, target: Path) -> None:
+    uri = server.put("/model.gguf", MODEL)
+    fetch(open_, uri)
+    version = ObjectVersion(1000, None, None, None)
+    orphan, in_use = (DiskPart.create(str(target), "model", version) for _ in range(2))
+    orphan.close()
+
+    again(open_, uri)
+
+    part = os.path.basename(in_use._path)
+    assert left_in(target) == [part, f"{part}.journal"]
+    in_use.discard()
+    in_use.close()
+
+
 def test_a_journal_line_that_a_kill_cut_is_not_read(tmp_path: Path) -> None:
     target = str(tmp_path / "model.gguf")
     part = DiskPart.create(target, "model", ObjectVersion(10_000_000, None, None, None))

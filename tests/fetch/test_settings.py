@@ -18,6 +18,15 @@ def test_secrets_do_not_show_themselves() -> None:
     assert SECRETS == ["HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"]
 
 
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_that_no_header_can_hold_is_not_printed(name: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_env({name: "hid\nden"})
+
+    assert f"{name}=<secret>: expected" in caught.value.message
+    assert "hid" not in caught.value.message
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
