@@ -200,7 +200,11 @@ def _map_weights(settings: Settings, load: _Load | None = None) -> tuple[Model, 
         for path in model_file.paths:
             read_ahead(path)
     with COLD_START.phase("load"):
-        return Model(*model_file.paths), model_file
+        try:
+            return Model(*model_file.paths), model_file
+        except ModelUnavailable:
+            model_file.wait_whole(Deadline.never())  # knows better what is wrong with a file that it fetched
+            raise
 
 
 def _snapshot_directories(settings: Settings) -> list[str]:

@@ -121,14 +121,12 @@ class SnapshotStore:
         return None
 
     def wants(self, prefix: Sequence[int], *, keep: bool) -> bool:
-        """Whether to save a prefix that had to be read: one to `keep` unless it is there, another at second sight."""
+        """Whether to save a prefix that is not saved yet: one to `keep` at once, another at second sight."""
         if len(prefix) < SHORTEST_PREFIX or not self._writable:
             return False
         key = self._key(prefix)
-        if keep:
+        if keep or key in self._seen:
             return not any(os.path.exists(self._path(directory, key)) for directory in self._directories)
-        if key in self._seen:
-            return True
         if len(self._seen) >= 1024:  # callers whose every system prompt is new
             self._seen.clear()
         self._seen.add(key)

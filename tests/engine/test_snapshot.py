@@ -64,6 +64,14 @@ def test_a_prefix_is_kept_at_second_sight(make: MakeEngine, tmp_path: Path) -> N
     assert seen[5] > 60
 
 
+def test_a_prefix_that_is_still_in_memory_is_kept_too(make: MakeEngine, tmp_path: Path) -> None:
+    """One caller, one system prompt: the next cold start must find it."""
+    engine = make()
+    for _ in range(2):
+        ask(engine, COUNT, system=SYSTEM, max_tokens=2)
+    assert len(snapshots(tmp_path)) == 1
+
+
 def test_a_short_prefix_is_not_worth_a_file(make: MakeEngine, tmp_path: Path) -> None:
     make().read("Be brief.", Deadline.after(60))
     assert snapshots(tmp_path) == []
