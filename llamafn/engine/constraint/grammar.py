@@ -265,6 +265,8 @@ class _End:
 _END = _End()
 _QUOTE, _BACKSLASH = b'"\\'
 _ESCAPES = b'"\\/bfnrtu'
+# What may begin a character, or an escape.
+_IN_STRINGS = tuple(byte for byte in range(0x20, 0xF5) if byte != _QUOTE and not 0x80 <= byte < 0xC2)
 _HEX = b"0123456789abcdefABCDEF"
 # Written where a string has to be longer than the model made it.
 _FILLER = b"."
@@ -305,9 +307,10 @@ class InString(NamedTuple):
         return InString(self.string, length) if length <= self.string.most else None
 
     def next_bytes(self) -> Iterable[int]:
-        if not self.pending and self.length >= self.string.most:
-            return (_QUOTE,)
-        return (byte for byte in range(256) if self.step(byte) is not None)
+        if self.pending:
+            return (byte for byte in range(256) if self._continue(byte) is not None)
+        quote = (_QUOTE,) if self.length >= self.string.least else ()
+        return (*quote, *_IN_STRINGS) if self.length < self.string.most else quote
 
     def shortest(self) -> tuple[bytes, tuple[Symbol, ...]]:
         finish, length = b"", self.length
