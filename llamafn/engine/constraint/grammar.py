@@ -198,7 +198,7 @@ class State:
         return state
 
     def next_bytes(self) -> set[int]:
-        return {byte for position, _ in self.threads if position is not None for byte in position.next_bytes()}
+        return set().union(*(position.next_bytes() for position, _ in self.threads if position is not None))
 
     def forced(self) -> tuple[bytes, State]:
         """The next bytes, if only these are legal, and the state after them. The longest runs come in parts."""
@@ -308,7 +308,8 @@ class InString(NamedTuple):
 
     def next_bytes(self) -> Iterable[int]:
         if self.pending:
-            return (byte for byte in range(256) if self._continue(byte) is not None)
+            may_follow = (*_ESCAPES, *_HEX) if self.pending[0] == _BACKSLASH else range(0x80, 0xC0)
+            return (byte for byte in may_follow if self._continue(byte) is not None)
         quote = (_QUOTE,) if self.length >= self.string.least else ()
         return (*quote, *_IN_STRINGS) if self.length < self.string.most else quote
 

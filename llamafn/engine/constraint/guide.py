@@ -142,11 +142,12 @@ class Guide(Sampler):
         token = self._draw(candidates, size)
         if self._after(token) is not None:
             return token
+        # An id is the first of a candidate's three words.
+        tokens: list[int] = ctypes.cast(candidates, ctypes.POINTER(ctypes.c_int32))[0 : 3 * size : 3]
         if self._greedy:
-            likeliest = (candidates[index].id for index in range(size))
-            found = next((token for token in likeliest if self._after(token) is not None), None)
+            found = next((token for token in tokens if self._after(token) is not None), None)
             return self._beyond() if found is None else found
-        legal = [index for index in range(size) if self._after(candidates[index].id) is not None]
+        legal = [index for index, token in enumerate(tokens) if self._after(token) is not None]
         for position, index in enumerate(legal):
             candidates[position] = candidates[index]
         return self._draw(candidates, len(legal)) if legal else self._beyond()
@@ -162,12 +163,12 @@ class Guide(Sampler):
         """The state after a token; None if it is not legal."""
         if token in self._tried:
             return self._tried[token]
-        state: State | None = None
-        if self._model.ends_generation(token):
-            state = self._state if self._state.is_complete else None
-        else:
-            piece = self._model.piece(token)
-            state = self._state.walk(piece) if piece else None
+        piece = self._model.piece(token)
+        state = self._state.walk(piece) if piece else self._state
+        # A token that ends the answer mostly has no bytes; those that have some are not text all the same.
+        if state is not None and not (piece and not self._model.ends_generation(token)):
+            may_end = self._state.is_complete and self._model.ends_generation(token)
+            state = self._state if may_end else None
         self._tried[token] = state
         return state
 
