@@ -57,6 +57,7 @@ def test_an_answer_that_has_room_ends_by_itself(engine: Engine) -> None:
 @settings(max_examples=12, phases=(Phase.explicit, Phase.reuse, Phase.generate))  # shrinking takes minutes
 @example({"enum": ["", "\x800"]}, 5, GREEDY)
 @example({"enum": ["", "\x94\U000b8686\U0003d984"]}, 2, GREEDY)
+@example({"properties": {"80\U00096d0f]": {"type": "null"}}, "required": ["80\U00096d0f]"]}, 10, GREEDY)
 @given(schemas, st.integers(0, 12), st.sampled_from([GREEDY, WILD]))
 def test_any_schema_with_little_room(engine: Engine, schema: Any, room: int, sampling: Sampling) -> None:
     least = least_tokens(compile_schema(schema), engine.model)

@@ -79,10 +79,13 @@ class Guide(Sampler):
                 raise self._error
             state = self._tried[token]
             self._tried.clear()
+            if state is None:  # the vocabulary has no token for the only bytes that are legal
+                self.ended_by = "length"
+                return []
             if self._model.ends_generation(token):
                 self.ended_by = "stop"
                 return []
-            if state is None or not self._fits(state, room - 1):
+            if not self._fits(state, room - 1):
                 self.ended_by = "length"
                 return []
             self._state = state
@@ -94,6 +97,13 @@ class Guide(Sampler):
         elif len(tokens) == room:
             self.ended_by = "length"
         return tokens
+
+    def write(self, text: bytes) -> None:
+        """Take a text as if the model had written it."""
+        state = self._state.walk(text)
+        if state is None:
+            raise ValueError(f"{text!r} is not legal here")
+        self._state = state
 
     def closing(self) -> tuple[bytes, int]:
         """The text that makes the answer a whole document, and the number of its tokens.
