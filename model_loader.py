@@ -61,6 +61,11 @@ def get_model(settings: Settings, deadline: Deadline) -> Engine:
     return load.engine
 
 
+def wait(settings: Settings, seconds: float) -> bool:
+    """Begin to load if need be, and wait for at most so long. Whether `get_model` has its answer ready."""
+    return _start(settings).done.wait(max(0.0, seconds))
+
+
 def start_loading(settings: Settings) -> None:
     """Begin to load in the background, unless that is under way or done. Only where the CPU runs between requests."""
     _start(settings)

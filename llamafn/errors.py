@@ -8,6 +8,7 @@ LlamafnError
     │   ├── InvalidFields     400  one error names every bad field
     │   ├── PromptTooLong     400
     │   └── BodyTooLarge      413
+    ├── InvalidKey            401
     ├── NotFound              404
     ├── MethodNotAllowed      405
     ├── QueueFull             429
@@ -104,6 +105,15 @@ class PromptTooLong(BadRequest):
 class BodyTooLarge(BadRequest):
     status = 413
     code = "body_too_large"
+
+
+class InvalidKey(HTTPError):
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+    def headers(self) -> list[tuple[str, str]]:
+        return [("WWW-Authenticate", "Bearer")]
 
 
 class NotFound(HTTPError):

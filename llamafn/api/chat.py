@@ -4,48 +4,60 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator
+from functools import partial
 from typing import Any
 
-import model_loader
-from llamafn.api.body import anything, boolean, integer, parse, text
+from llamafn.api import generation as generations
+from llamafn.api.body import ANYTHING, BOOLEAN, TEXT, Field, integer, parse
+from llamafn.record import timings
 from llamafn.settings import Settings
-from llamafn.timeline import COLD_START
-from llamafn.web import Request, Response, event_stream, json_response
+from llamafn.web import PING, Request, Response
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from llamafn.engine.engine import Generation
+    from llamafn.engine.engine import Engine, Generation
 
 DEFAULT_MAX_TOKENS = 256
 # Low: the answers are facts and JSON.
 TEMPERATURE = 0.2
 
 
+def fields(settings: Settings) -> tuple[Field, ...]:
+    return (
+        Field("system", TEXT, "The system message."),
+        Field("context", ANYTHING, "The user's message: a string as it is, all else as compact JSON.", required=True),
+        Field("max_tokens", integer(1, settings.n_ctx), f"The longest answer; {DEFAULT_MAX_TOKENS} by default."),
+        Field("stream", BOOLEAN, "Whether to send the answer as it is written, as server-sent events."),
+        generations.TEMPERATURE,
+        generations.SEED,
+        generations.STOP,
+        Field("timeout_ms", integer(1, 3_600_000), "The request's time, if it is less than the server allows."),
+    )
+
+
 def chat(request: Request, settings: Settings) -> Response:
     """An answer to `context`, under the system prompt `system`."""
-    fields = (
-        text("system"),
-        anything("context", required=True),
-        integer("max_tokens", 1, settings.n_ctx),
-        boolean("stream"),
-    )
-    values, unknown = parse(request.body(settings.max_body_bytes), fields)
-    engine = model_loader.get_model(settings, request.deadline)
-    from llamafn.engine.sampling import Sampling
+    values, unknown = parse(request.body(settings.max_body_bytes), fields(settings))
+    if "timeout_ms" in values:
+        request.deadline = request.deadline.at_most(values["timeout_ms"] / 1000)
+    messages = _messages(values, settings)
+    request.record.prompt = messages
 
-    generation = engine.generate(
-        engine.prompt(_messages(values, settings)),
-        Sampling(temperature=TEMPERATURE),
-        max_tokens=values.get("max_tokens", min(DEFAULT_MAX_TOKENS, settings.n_ctx)),
-        deadline=request.deadline,
-        is_gone=request.is_gone,
-    )
+    def start(engine: Engine) -> Generation:
+        return engine.generate(
+            engine.prompt(messages),
+            generations.sampling(values, engine.model.n_vocab, temperature=TEMPERATURE),
+            max_tokens=int(values.get("max_tokens", min(DEFAULT_MAX_TOKENS, settings.n_ctx))),
+            stop=generations.stops(values),
+            deadline=request.deadline,
+            is_gone=request.is_gone,
+        )
+
     if values.get("stream"):
-        return event_stream(_events(generation, unknown))
-    with generation:
-        content = "".join(generation)
-    COLD_START.mark("first answer")
-    return json_response({"content": content, **_summary(generation, unknown)})
+        return generations.stream(request, settings, start=start, events=partial(_events, request, unknown))
+    return generations.answer(
+        request, settings, start=start, whole=lambda done, text: {"content": text, **_summary(done, unknown)}
+    )
 
 
 def _messages(values: dict[str, Any], settings: Settings) -> list[dict[str, str]]:
@@ -59,11 +71,9 @@ def _messages(values: dict[str, Any], settings: Settings) -> list[dict[str, str]
     return messages
 
 
-def _events(generation: Generation, unknown: list[str]) -> Generator[dict[str, Any], None, None]:
-    with generation:
-        for piece in generation:
-            COLD_START.mark("first token")
-            yield {"content": piece}
+def _events(request: Request, unknown: list[str], generation: Generation) -> Generator[Any, None, None]:
+    for piece in generations.pieces(generation, request):
+        yield {"content": piece} if piece else PING
     yield _summary(generation, unknown)
 
 
@@ -71,17 +81,8 @@ def _summary(generation: Generation, unknown: list[str]) -> dict[str, Any]:
     """What follows the text: why it ended, what it cost, and what was not understood of the request."""
     summary: dict[str, Any] = {
         "finish_reason": generation.finish_reason,
-        "usage": {
-            "prompt_tokens": generation.prompt_tokens,
-            "completion_tokens": generation.completion_tokens,
-            "total_tokens": generation.prompt_tokens + generation.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": generation.cached_tokens},
-        },
-        "timings": {
-            "queue_ms": round(generation.queue_seconds * 1000, 1),
-            "prefill_ms": round(generation.prefill_seconds * 1000, 1),
-            "decode_ms": round(generation.decode_seconds * 1000, 1),
-        },
+        "usage": generations.usage(generation),
+        "timings": timings(generation),
     }
     if unknown:
         summary["warnings"] = [f"unknown key {key!r} was ignored" for key in unknown]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence as Tokens
 from typing import NamedTuple
 
@@ -95,6 +96,12 @@ class Context:
         if result != 0:
             raise EngineError(f"llama.cpp could not decode a batch of {row} tokens (llama_decode answered {result}).")
         return rows
+
+    def logits(self, row: int, n_vocab: int) -> memoryview[float]:
+        """The logits of a row of the last batch, as floats; they last until the next batch."""
+        pointer = llama.llama_get_logits_ith(self._handle, row)
+        floats = ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float * n_vocab)).contents
+        return memoryview(floats).cast("B").cast("f")
 
     def cut(self, sequence: int, length: int) -> int:
         """Forget all but the first `length` tokens of a sequence. Returns how many it kept.

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from llamafn.deadline import Deadline
 from llamafn.engine.bindings import AbortFlag
 from llamafn.engine.context import BATCH_TOKENS, Aborted, Chunk, Context
+from llamafn.engine.logprobs import Scorer, TokenScore
 from llamafn.engine.model import Model
 from llamafn.engine.sampling import Sampler, Sampling
 from llamafn.errors import ClientGone, HTTPError, QueueFull
@@ -59,10 +60,11 @@ class _Sequence:
 
 
 class Turn:
-    """One answer under way. Made by `Decoder.begin`; whoever holds it must `Decoder.end` it."""
+    """One answer, waiting or under way. Made by `Decoder.enter`; whoever holds it must `Decoder.end` it."""
 
     __slots__ = (
         "_sequence",
+        "began_at",
         "cached_tokens",
         "deadline",
         "ended_by",
@@ -74,20 +76,31 @@ class Turn:
         "ready",
         "remaining",
         "sampler",
+        "scorer",
+        "scores",
     )
 
     def __init__(
-        self, prompt: Prompt, sampler: Sampler, max_tokens: int, deadline: Deadline, is_gone: Callable[[], bool] | None
+        self,
+        prompt: Prompt,
+        sampler: Sampler,
+        scorer: Scorer | None,
+        max_tokens: int,
+        deadline: Deadline,
+        is_gone: Callable[[], bool] | None,
     ) -> None:
         self.prompt = prompt
         self.sampler = sampler
+        self.scorer = scorer
         self.remaining = max_tokens
         self.deadline = deadline
         self.is_gone = is_gone
         self.cached_tokens = 0  # of the prompt, that did not have to be read
         self.pending: list[int] = []  # to be read: the rest of the prompt, or the last token
         self.ready: deque[int] = deque()  # chosen, and not taken yet
+        self.scores: deque[TokenScore] = deque()  # of the tokens in `ready`, where there is a scorer
         self.produced = 0
+        self.began_at: float | None = None  # on the monotonic clock; None while it waits in the queue
         self.ended_by: str | None = None  # "stop", "length", "deadline" or "cancelled"
         self.error: HTTPError | None = None
         self._sequence: _Sequence | None = None
@@ -140,41 +153,62 @@ class Decoder:
         """Requests that wait for their turn."""
         return len(self._queue)
 
-    def begin(
+    def enter(
         self,
         prompt: Prompt,
         sampling: Sampling,
         max_tokens: int,
         deadline: Deadline,
         is_gone: Callable[[], bool] | None = None,
+        top_logprobs: int | None = None,
     ) -> Turn:
-        """Wait for a turn, in order of arrival.
+        """Join the queue, or begin at once if a sequence is free. Never waits; `next_token` does.
+
+        `top_logprobs` asks for the tokens' scores, with so many of the likeliest.
 
         Raises:
             QueueFull: too many wait already.
-            DeadlinePassed, ClientGone: while waiting.
         """
-        turn = Turn(prompt, Sampler(sampling, self._model.n_vocab), max_tokens, deadline, is_gone)
-        try:
-            with self._changed:
-                if not self._free or self._queue:
-                    self._wait_in_queue(turn)
+        n_vocab = self._model.n_vocab
+        with self._changed:
+            may_begin = bool(self._free) and not self._queue
+            if not may_begin and len(self._queue) >= self._max_queue:
+                raise QueueFull(
+                    f"{len(self._queue)} requests wait already, and MAX_QUEUE is {self._max_queue}.",
+                    hint="Try again in a moment; or let the platform start more instances.",
+                    retry_after=1 + len(self._queue),
+                )
+            scorer = None if top_logprobs is None else Scorer(n_vocab, top_logprobs)
+            turn = Turn(prompt, Sampler(sampling, n_vocab), scorer, max_tokens, deadline, is_gone)
+            if may_begin:
                 self._take_sequence(turn)
-        except BaseException:
-            turn.sampler.close()
-            raise
+            else:
+                self._queue.append(turn)
         return turn
 
-    def next_token(self, turn: Turn) -> int | None:
-        """The answer's next token; None once `turn.ended_by` says why there is none."""
+    def next_token(self, turn: Turn, patience: float = float("inf")) -> int | None:
+        """The answer's next token. None once `turn.ended_by` says why there is none, or after `patience` seconds.
+
+        Patience is looked at between batches, which go on meanwhile.
+
+        Raises:
+            DeadlinePassed, ClientGone: while waiting in the queue.
+            EngineError: llama.cpp refused a batch.
+        """
+        until = time.monotonic() + patience
         with self._changed:
             while not turn.ready:
                 if turn.error is not None:
                     raise turn.error
                 if turn.ended_by is not None:
                     return None
-                if self._leading:
-                    self._changed.wait()
+                left = until - time.monotonic()
+                if left <= 0:
+                    return None
+                if turn.began_at is None:
+                    self._wait_in_queue(turn, left)
+                elif self._leading:
+                    self._changed.wait(_timeout(left))
                 else:
                     self._lead()
             return turn.ready.popleft()
@@ -184,32 +218,30 @@ class Decoder:
         with self._changed:
             while turn in self._in_batch:  # another thread is decoding a token that nobody wants any more
                 self._changed.wait()
-            self._running.remove(turn)
+            if turn.began_at is None:
+                self._queue.remove(turn)
+            else:
+                self._running.remove(turn)
+                turn.sequence.used_at = time.monotonic()
+                self._free.append(turn.sequence)
+                turn._sequence = None
             turn.sampler.close()
-            turn.sequence.used_at = time.monotonic()
-            self._free.append(turn.sequence)
-            turn._sequence = None
-            self._changed.notify_all()
-
-    def _wait_in_queue(self, turn: Turn) -> None:
-        if len(self._queue) >= self._max_queue:
-            raise QueueFull(
-                f"{len(self._queue)} requests wait already, and MAX_QUEUE is {self._max_queue}.",
-                hint="Try again in a moment; or let the platform start more instances.",
-                retry_after=1 + len(self._queue),
-            )
-        self._queue.append(turn)
-        try:
-            while not (self._free and self._queue[0] is turn):
-                turn.deadline.check("the request waited for its turn")
-                if turn.is_gone is not None and turn.is_gone():
-                    raise ClientGone("The client left while its request waited for its turn.")
-                poll = WATCH_SECONDS if turn.is_gone is not None else None
-                remaining = turn.deadline.remaining()
-                self._changed.wait(min(remaining, poll) if poll is not None else _timeout(remaining))
-        finally:
-            self._queue.remove(turn)
+            if turn.scorer is not None:
+                turn.scorer.close()
             self._changed.notify_all()  # the next one in the queue may go now
+
+    def _wait_in_queue(self, turn: Turn, patience: float) -> None:
+        """Wait for a while, and begin if it is the turn's turn."""
+        if self._free and self._queue[0] is turn:
+            self._queue.popleft()
+            self._take_sequence(turn)
+            return
+        turn.deadline.check("the request waited for its turn")
+        if turn.is_gone is not None:
+            if turn.is_gone():
+                raise ClientGone("The client left while its request waited for its turn.")
+            patience = min(patience, WATCH_SECONDS)
+        self._changed.wait(_timeout(min(turn.deadline.remaining(), patience)))
 
     def _take_sequence(self, turn: Turn) -> None:
         """Give the turn the free sequence that knows most of its prompt; of equals, the one unused for longest."""
@@ -217,6 +249,7 @@ class Decoder:
         sequence = max(self._free, key=lambda free: (free.common_prefix(tokens), -free.used_at))
         self._free.remove(sequence)
         turn._sequence = sequence
+        turn.began_at = time.monotonic()
         self._forget(turn, _reusable(sequence.common_prefix(tokens), turn.prompt))
         turn.cached_tokens = len(sequence.tokens)
         turn.pending = tokens[turn.cached_tokens :]
@@ -290,6 +323,8 @@ class Decoder:
         if self._model.ends_generation(token):
             turn.ended_by = "stop"
             return
+        if turn.scorer is not None:
+            turn.scores.append(turn.scorer.score(self._context, row, token))
         turn.ready.append(token)
         turn.pending = [token]
         turn.produced += 1

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from llamafn.deadline import Deadline
-from llamafn.engine.decoder import Decoder, Prompt
+from llamafn.engine.decoder import Decoder, Prompt, Turn
+from llamafn.engine.logprobs import TokenScore
 from llamafn.engine.model import Model
 from llamafn.engine.sampling import Sampling
 from llamafn.engine.template import ChatTemplate
 from llamafn.engine.text import TextStream
-from llamafn.errors import PromptTooLong
+from llamafn.errors import BadRequest, PromptTooLong
 
 # Stands for the user's words when the template is asked what comes before them.
 _USER_MARK = "\u27e6user\u27e7"
+# How long an answer may keep silent before it gives an empty piece.
+HEARTBEAT_SECONDS = 5.0
 
 
 class Engine:
@@ -46,14 +50,34 @@ class Engine:
         """Requests that wait for their turn."""
         return self._decoder.queued
 
-    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> Prompt:
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the model's template shows tools to it, in a format whose calls can be read."""
+        return self._template.takes_tools
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> Prompt:
         """The tokens of a conversation, as the model's own template renders it.
 
         Raises:
             BadRequest: the template refuses the messages.
             PromptTooLong: it leaves no room in the context for a single token of an answer.
         """
-        text = self._template.render(messages)
+        text = self._template.render(messages, tools)
+        tokens = self._fitting(text)
+        return Prompt(tokens, 0 if tools else self._boundary(messages, text, tokens))
+
+    def raw_prompt(self, text: str) -> Prompt:
+        """The tokens of a text that the model is to continue as it stands, without its chat template.
+
+        Raises:
+            PromptTooLong, BadRequest: it leaves no room for an answer, or has no token at all.
+        """
+        tokens = self._fitting(text)
+        if not tokens:
+            raise BadRequest("The prompt is empty; this model needs at least one token to begin with.", param="prompt")
+        return Prompt(tokens)
+
+    def _fitting(self, text: str) -> list[int]:
         tokens = self._tokenize(text)
         if len(tokens) >= self.n_ctx:
             raise PromptTooLong(
@@ -61,7 +85,7 @@ class Engine:
                 f"{self.n_ctx} tokens (N_CTX), and the answer needs at least one.",
                 hint="Shorten the system prompt or the message, or raise N_CTX.",
             )
-        return Prompt(tokens, self._boundary(messages, text, tokens))
+        return tokens
 
     def generate(
         self,
@@ -72,13 +96,17 @@ class Engine:
         stop: Sequence[str] = (),
         deadline: Deadline,
         is_gone: Callable[[], bool] | None = None,
+        top_logprobs: int | None = None,
     ) -> Generation:
         """An answer, to be iterated over. `is_gone` says whether the client has left; it is called from a thread.
 
-        The answer is cut to what the context has room for.
+        The answer is cut to what the context has room for. `top_logprobs` asks for its tokens' scores, each with so
+        many of the likeliest tokens.
         """
         max_tokens = min(max_tokens, self.n_ctx - len(prompt.tokens))
-        return Generation(self.model, self._decoder, prompt, sampling, max_tokens, stop, deadline, is_gone)
+        return Generation(
+            self.model, self._decoder, prompt, sampling, max_tokens, stop, deadline, is_gone, top_logprobs
+        )
 
     def read(self, messages: Sequence[Mapping[str, Any]], deadline: Deadline) -> int:
         """Read the part of a conversation that comes before the user's words, so that it is known. Returns its tokens.
@@ -123,7 +151,9 @@ class Engine:
 class Generation:
     """An answer under way: iterate for its text, a piece at a time; the rest is known once that is over.
 
-    Waits for its turn at the first piece. Close it, or use it in a `with`, so that the turn is given back.
+    An empty piece says that nothing has come for HEARTBEAT_SECONDS: a stream can show that it is alive.
+    The first piece enters the queue, unless `start` did. Close it, or use it in a `with`, so that the turn is given
+    back.
     """
 
     def __init__(
@@ -136,6 +166,7 @@ class Generation:
         stop: Sequence[str],
         deadline: Deadline,
         is_gone: Callable[[], bool] | None,
+        top_logprobs: int | None,
     ) -> None:
         self.finish_reason: str | None = None  # "stop", "length", "deadline" or "cancelled"
         self.prompt_tokens = len(prompt.tokens)
@@ -144,7 +175,12 @@ class Generation:
         self.queue_seconds = 0.0
         self.prefill_seconds = 0.0  # from the turn's beginning to the first token
         self.decode_seconds = 0.0  # from the first token to the last
-        self._pieces = self._run(model, decoder, prompt, sampling, max_tokens, stop, deadline, is_gone)
+        self.scores: list[TokenScore] = []  # of the text so far, where they were asked for; take what was used
+        self._model = model
+        self._decoder = decoder
+        self._enter = partial(decoder.enter, prompt, sampling, max_tokens, deadline, is_gone, top_logprobs)
+        self._turn: Turn | None = None
+        self._pieces = self._run(TextStream(stop))
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces
@@ -155,42 +191,88 @@ class Generation:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def start(self) -> None:
+        """Enter the queue. Never waits.
+
+        Raises:
+            QueueFull: too many wait already.
+        """
+        self._entered_at = time.monotonic()
+        self._turn = self._enter()
+
     def close(self) -> None:
         """End the answer where it is."""
         self._pieces.close()
+        self._end()
 
-    def _run(
-        self,
-        model: Model,
-        decoder: Decoder,
-        prompt: Prompt,
-        sampling: Sampling,
-        max_tokens: int,
-        stop: Sequence[str],
-        deadline: Deadline,
-        is_gone: Callable[[], bool] | None,
-    ) -> Generator[str, None, None]:
-        asked = time.monotonic()
-        turn = decoder.begin(prompt, sampling, max_tokens, deadline, is_gone)
-        began = first = time.monotonic()
-        self.queue_seconds = began - asked
-        self.cached_tokens = turn.cached_tokens
-        text = TextStream(stop)
+    def _end(self) -> None:
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            self._decoder.end(turn)
+
+    def _run(self, text: TextStream) -> Generator[str, None, None]:
+        if self._turn is None:
+            self.start()
+        turn = self._turn
+        assert turn is not None
+        scores = _ScoresOfText(self.scores, self._model)
+        first: float | None = None
         try:
-            while (token := decoder.next_token(turn)) is not None:
-                if self.completion_tokens == 0:
+            while True:
+                token = self._decoder.next_token(turn, HEARTBEAT_SECONDS)
+                if token is None and turn.ended_by is None:
+                    yield ""
+                    continue
+                if first is None and turn.began_at is not None:
                     first = time.monotonic()
-                    self.prefill_seconds = first - began
+                    self.queue_seconds = turn.began_at - self._entered_at
+                    self.prefill_seconds = first - turn.began_at
+                    self.cached_tokens = turn.cached_tokens
+                if token is None:
+                    break
                 self.completion_tokens += 1
-                piece = text.push(model.piece(token))
+                piece = text.push(self._model.piece(token))
+                if turn.scores:
+                    scores.push(turn.scores.popleft(), piece)
                 if piece:
                     yield piece
                 if text.stopped:
                     break
             rest = text.finish()
+            if not text.stopped:
+                scores.finish()
             if rest:
                 yield rest
             self.finish_reason = "stop" if text.stopped else turn.ended_by
         finally:
-            self.decode_seconds = time.monotonic() - first
-            decoder.end(turn)
+            if first is not None:
+                self.decode_seconds = time.monotonic() - first
+            self._end()
+
+
+class _ScoresOfText:
+    """Gives a token's score out once its text is: text may be held back, and a stop string's is dropped."""
+
+    __slots__ = ("_given", "_held", "_model", "_out", "_text_bytes")
+
+    def __init__(self, out: list[TokenScore], model: Model) -> None:
+        self._out = out
+        self._model = model
+        self._held: list[TokenScore] = []
+        self._given = 0  # bytes of the tokens that were given out
+        self._text_bytes = 0  # of the text that was
+
+    def push(self, score: TokenScore, text: str) -> None:
+        self._held.append(score)
+        self._text_bytes += len(text.encode())
+        while self._held and self._given < self._text_bytes:
+            self._give()
+
+    def finish(self) -> None:
+        while self._held:
+            self._give()
+
+    def _give(self) -> None:
+        score = self._held.pop(0)
+        self._given += len(self._model.piece(score.token))
+        self._out.append(score)

@@ -22,6 +22,7 @@ class Sampling(NamedTuple):
     repeat_penalty: float = 1.0  # 1: off
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # added to the logits of these tokens
     seed: int | None = None  # 32 bits; None: a new one for each answer, also after a snapshot was restored
 
 
@@ -34,6 +35,9 @@ class Sampler:
         parameters = llama.llama_sampler_chain_default_params()
         parameters.no_perf = True
         self._chain = llama.llama_sampler_chain_init(parameters)
+        if sampling.logit_bias:
+            biases = (llama.llama_logit_bias * len(sampling.logit_bias))(*sampling.logit_bias)
+            self._add(llama.llama_sampler_init_logit_bias(n_vocab, len(biases), biases))
         penalties = sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty
         if penalties != (1.0, 0.0, 0.0):
             self._add(llama.llama_sampler_init_penalties(n_vocab, PENALTY_LAST_TOKENS, *penalties))
