@@ -25,11 +25,11 @@ def embedded_metrics(record: Record) -> dict[str, Any]:
     engine = model_loader.loaded()
     if engine is not None:
         metrics["QueueLength"] = ("Count", engine.queued)
-    generation = record.generation
-    if generation is not None and generation.completion_tokens:
-        metrics["TimeToFirstToken"] = ("Milliseconds", record.first_token_seconds() * 1000)
-        if generation.completion_tokens > 1:
-            metrics["TokensPerSecond"] = ("Count/Second", record.tokens_per_second())
+    first_token, speed = record.first_token_seconds(), record.tokens_per_second()
+    if first_token is not None:
+        metrics["TimeToFirstToken"] = ("Milliseconds", first_token * 1000)
+    if speed is not None:
+        metrics["TokensPerSecond"] = ("Count/Second", speed)
     return {
         "_aws": {
             "Timestamp": int(time.time() * 1000),

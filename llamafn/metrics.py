@@ -63,10 +63,11 @@ class _Metrics:
         self.tokens.labels("prompt").inc(generation.prompt_tokens)
         self.tokens.labels("cached").inc(generation.cached_tokens)
         self.tokens.labels("completion").inc(generation.completion_tokens)
-        if generation.completion_tokens:
-            self.first_token.observe(record.first_token_seconds())
-        if generation.completion_tokens > 1:
-            self.speed.observe(record.tokens_per_second())
+        first_token, speed = record.first_token_seconds(), record.tokens_per_second()
+        if first_token is not None:
+            self.first_token.observe(first_token)
+        if speed is not None:
+            self.speed.observe(speed)
 
 
 def observe(record: Record) -> None:

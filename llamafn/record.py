@@ -31,6 +31,7 @@ class Record:
         "model_seconds",
         "origin",
         "path",
+        "phases",
         "prompt",
         "route",
         "status",
@@ -54,25 +55,27 @@ class Record:
         self.model_seconds = 0.0  # waited for it
         self.prompt: Any = None  # only for LOG_PROMPTS
         self.generation: Generation | None = None
+        self.phases: list[dict[str, Any]] | None = None  # of the instance's cold start, which this request ended
         self.error: HTTPError | None = None
 
     def seconds(self) -> float:
         """Since the request's arrival."""
         return time.monotonic() - self.arrived_at
 
-    def first_token_seconds(self) -> float:
+    def first_token_seconds(self) -> float | None:
         """From the request's arrival to the first token, if there is one."""
         generation = self.generation
-        if generation is None:
-            return 0.0
-        return self.model_seconds + generation.queue_seconds + generation.prefill_seconds
+        if generation is None or generation.first_token_at is None:
+            return None
+        return generation.first_token_at - self.arrived_at
 
-    def tokens_per_second(self) -> float:
-        """How fast the answer was written, from its first token on."""
+    def tokens_per_second(self) -> float | None:
+        """How fast the answer was written, from its first token on; None where there is no second one."""
         generation = self.generation
-        if generation is None or generation.decode_seconds <= 0:
-            return 0.0
-        return max(0, generation.completion_tokens - 1) / generation.decode_seconds
+        if generation is None or generation.first_token_at is None or generation.ended_at is None:
+            return None
+        seconds = generation.ended_at - generation.first_token_at
+        return (generation.completion_tokens - 1) / seconds if generation.completion_tokens > 1 else None
 
     def to_json(self, *, with_prompt: bool = False) -> dict[str, Any]:
         """The record as the log has it. Times are in milliseconds; what does not apply is left out."""
@@ -94,17 +97,19 @@ class Record:
             said["streamed"] = self.streamed
             said["finish_reason"] = generation.finish_reason or "cancelled"
             said.update(timings(generation), **tokens(generation))
+        if self.phases is not None:
+            said["cold_start"] = self.phases
         if with_prompt and self.prompt is not None:
             said["prompt"] = self.prompt
         return said
 
 
-def timings(generation: Generation) -> dict[str, float]:
-    """Where the time of an answer went, in milliseconds."""
+def timings(generation: Generation) -> dict[str, float | None]:
+    """Where the time of an answer went, in milliseconds; null for what was not reached."""
     return {
-        "queue_ms": _ms(generation.queue_seconds),
-        "prefill_ms": _ms(generation.prefill_seconds),
-        "decode_ms": _ms(generation.decode_seconds),
+        "queue_ms": _between(generation.asked_at, generation.began_at),
+        "prefill_ms": _between(generation.began_at, generation.first_token_at),
+        "decode_ms": _between(generation.first_token_at, generation.ended_at),
     }
 
 
@@ -114,6 +119,10 @@ def tokens(generation: Generation) -> dict[str, int]:
         "cached_tokens": generation.cached_tokens,
         "completion_tokens": generation.completion_tokens,
     }
+
+
+def _between(began: float | None, ended: float | None) -> float | None:
+    return None if began is None or ended is None else _ms(ended - began)
 
 
 def _ms(seconds: float) -> float:

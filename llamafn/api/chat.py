@@ -45,7 +45,7 @@ def chat(request: Request, settings: Settings) -> Response:
 
     def start(engine: Engine) -> Generation:
         return engine.generate(
-            engine.prompt(messages),
+            engine.prompt(messages, keep="system" not in values),
             generations.sampling(values, engine.model.n_vocab, temperature=TEMPERATURE),
             max_tokens=int(values.get("max_tokens", min(DEFAULT_MAX_TOKENS, settings.n_ctx))),
             stop=generations.stops(values),

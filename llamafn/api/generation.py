@@ -106,9 +106,10 @@ def answer(
     with start(engine) as generation:
         request.record.generation = generation
         text = "".join(generation)
-    _check(generation, request)
-    COLD_START.mark("first answer")
-    return json_response(whole(generation, text))
+    _check(generation)
+    ends_cold_start = _note_first_token(generation, request)
+    headers = [("Server-Timing", COLD_START.server_timing())] if ends_cold_start else []
+    return json_response(whole(generation, text), headers=headers)
 
 
 def stream(
@@ -154,11 +155,9 @@ def pieces(generation: Generation, request: Request) -> Generator[str, None, Non
         DeadlinePassed, ClientGone: before the first token.
     """
     for piece in generation:
-        if piece:
-            COLD_START.mark("first token")
+        _note_first_token(generation, request)
         yield piece
-    _check(generation, request)
-    COLD_START.mark("first answer")
+    _check(generation)
 
 
 def usage(generation: Generation) -> dict[str, Any]:
@@ -180,7 +179,17 @@ def _model(request: Request, settings: Settings) -> Engine:
     return engine
 
 
-def _check(generation: Generation, request: Request) -> None:
+def _note_first_token(generation: Generation, request: Request) -> bool:
+    """Whether this answer's first token was the instance's first; its log line then says where the time went."""
+    if generation.began_at is None or generation.first_token_at is None:
+        return False
+    if not COLD_START.finish(generation.began_at, generation.first_token_at):
+        return False
+    request.record.phases = COLD_START.to_json()
+    return True
+
+
+def _check(generation: Generation) -> None:
     if generation.finish_reason == "cancelled":
         raise ClientGone("The client left before its answer was whole.")
     if generation.finish_reason == "deadline" and not generation.completion_tokens:

@@ -8,30 +8,42 @@ from functools import partial
 from typing import Any
 
 from llamafn.deadline import Deadline
-from llamafn.engine.decoder import Decoder, Prompt, Turn
+from llamafn.engine.decoder import Decoder
 from llamafn.engine.logprobs import TokenScore
 from llamafn.engine.model import Model
 from llamafn.engine.sampling import Sampling
+from llamafn.engine.snapshot import SnapshotStore
 from llamafn.engine.template import ChatTemplate
 from llamafn.engine.text import TextStream
+from llamafn.engine.turn import Prompt, Turn
 from llamafn.errors import BadRequest, PromptTooLong
 
-# Stands for the user's words when the template is asked what comes before them.
-_USER_MARK = "\u27e6user\u27e7"
 # How long an answer may keep silent before it gives an empty piece.
 HEARTBEAT_SECONDS = 5.0
+# Stands for the user's words when the template is asked what comes before them.
+_USER_MARK = "\u27e6user\u27e7"
 
 
 class Engine:
     """A model with its context, ready to answer. Methods may be called from any thread."""
 
     def __init__(
-        self, model: Model, template: ChatTemplate, *, n_ctx: int, n_threads: int, parallel: int, max_queue: int
+        self,
+        model: Model,
+        template: ChatTemplate,
+        *,
+        n_ctx: int,
+        n_threads: int,
+        parallel: int,
+        max_queue: int,
+        snapshots: SnapshotStore | None = None,
     ) -> None:
         self.model = model
         self.n_ctx = n_ctx
         self._template = template
-        self._decoder = Decoder(model, n_ctx=n_ctx, n_threads=n_threads, parallel=parallel, max_queue=max_queue)
+        self._decoder = Decoder(
+            model, n_ctx=n_ctx, n_threads=n_threads, parallel=parallel, max_queue=max_queue, snapshots=snapshots
+        )
         # System prompts are few and the same: (text, tokens) that come before the user's part, for each.
         self._prefixes: dict[str | None, tuple[str, list[int]]] = {}
 
@@ -55,8 +67,16 @@ class Engine:
         """Whether the model's template shows tools to it, in a format whose calls can be read."""
         return self._template.takes_tools
 
-    def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> Prompt:
+    def prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        keep: bool = False,
+    ) -> Prompt:
         """The tokens of a conversation, as the model's own template renders it.
+
+        With `keep`, a snapshot of what comes before the user's words is saved the first time, not the second.
 
         Raises:
             BadRequest: the template refuses the messages.
@@ -64,7 +84,8 @@ class Engine:
         """
         text = self._template.render(messages, tools)
         tokens = self._fitting(text)
-        return Prompt(tokens, 0 if tools else self._boundary(messages, text, tokens))
+        # Tools come before the user's part, too, and change with each caller: such a prefix is not looked for.
+        return Prompt(tokens, 0 if tools else self._boundary(messages, text, tokens), keep=keep)
 
     def raw_prompt(self, text: str) -> Prompt:
         """The tokens of a text that the model is to continue as it stands, without its chat template.
@@ -108,22 +129,20 @@ class Engine:
             self.model, self._decoder, prompt, sampling, max_tokens, stop, deadline, is_gone, top_logprobs
         )
 
-    def read(self, messages: Sequence[Mapping[str, Any]], deadline: Deadline) -> int:
-        """Read the part of a conversation that comes before the user's words, so that it is known. Returns its tokens.
+    def read(self, system: str, deadline: Deadline) -> int:
+        """Read a system prompt, so that it is known, and keep a snapshot of it. Returns its number of tokens.
 
         Raises:
             DeadlinePassed: it could not be read in time. What was read is kept.
         """
-        prompt = self.prompt([*messages, {"role": "user", "content": _USER_MARK}])
-        prefix = Prompt(prompt.tokens[: prompt.boundary], prompt.boundary)
-        if not prefix.tokens:
-            return 0
-        with self.generate(prefix, Sampling(temperature=0), max_tokens=1, deadline=deadline) as reading:
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": _USER_MARK}]
+        prompt = self.prompt(messages, keep=True)
+        with self.generate(prompt, Sampling(temperature=0), max_tokens=1, deadline=deadline) as reading:
             for _ in reading:
                 pass
         if reading.finish_reason == "deadline":
-            deadline.check("reading the system prompt")
-        return len(prefix.tokens)
+            deadline.check("the system prompt was being read")
+        return prompt.boundary
 
     def _tokenize(self, text: str) -> list[int]:
         # A template that writes the beginning-of-sequence token itself must not get it twice.
@@ -172,9 +191,11 @@ class Generation:
         self.prompt_tokens = len(prompt.tokens)
         self.cached_tokens = 0  # of the prompt's, that were known and not read again
         self.completion_tokens = 0
-        self.queue_seconds = 0.0
-        self.prefill_seconds = 0.0  # from the turn's beginning to the first token
-        self.decode_seconds = 0.0  # from the first token to the last
+        # On the monotonic clock, in seconds; None for what was not reached.
+        self.asked_at = time.monotonic()
+        self.began_at: float | None = None  # its turn had come
+        self.first_token_at: float | None = None
+        self.ended_at: float | None = None
         self.scores: list[TokenScore] = []  # of the text so far, where they were asked for; take what was used
         self._model = model
         self._decoder = decoder
@@ -197,7 +218,6 @@ class Generation:
         Raises:
             QueueFull: too many wait already.
         """
-        self._entered_at = time.monotonic()
         self._turn = self._enter()
 
     def close(self) -> None:
@@ -208,6 +228,8 @@ class Generation:
     def _end(self) -> None:
         turn, self._turn = self._turn, None
         if turn is not None:
+            self.began_at = turn.began_at
+            self.cached_tokens = turn.cached_tokens or 0
             self._decoder.end(turn)
 
     def _run(self, text: TextStream) -> Generator[str, None, None]:
@@ -216,20 +238,16 @@ class Generation:
         turn = self._turn
         assert turn is not None
         scores = _ScoresOfText(self.scores, self._model)
-        first: float | None = None
         try:
             while True:
                 token = self._decoder.next_token(turn, HEARTBEAT_SECONDS)
-                if token is None and turn.ended_by is None:
+                if token is None:
+                    if turn.ended_by is not None:
+                        break
                     yield ""
                     continue
-                if first is None and turn.began_at is not None:
-                    first = time.monotonic()
-                    self.queue_seconds = turn.began_at - self._entered_at
-                    self.prefill_seconds = first - turn.began_at
-                    self.cached_tokens = turn.cached_tokens
-                if token is None:
-                    break
+                if self.first_token_at is None:
+                    self.first_token_at, self.began_at = time.monotonic(), turn.began_at
                 self.completion_tokens += 1
                 piece = text.push(self._model.piece(token))
                 if turn.scores:
@@ -245,8 +263,7 @@ class Generation:
                 yield rest
             self.finish_reason = "stop" if text.stopped else turn.ended_by
         finally:
-            if first is not None:
-                self.decode_seconds = time.monotonic() - first
+            self.ended_at = time.monotonic()
             self._end()
 
 
