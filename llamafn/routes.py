@@ -19,6 +19,7 @@ class Route(NamedTuple):
     name: str  # of the function in it
     is_open: bool = False  # to those without a key, too
     has_body: bool = False  # whose fields are what `fields(settings)` of the module says
+    needs_model: bool = False
 
     def handler(self) -> Handler:
         return getattr(importlib.import_module(self.module), self.name)  # type: ignore[no-any-return]
@@ -28,12 +29,12 @@ class Route(NamedTuple):
 
 
 _PROBE = Route("llamafn.api.status", "probe", is_open=True)
-_WARMUP = Route("llamafn.api.status", "warmup")
+_WARMUP = Route("llamafn.api.status", "warmup", needs_model=True)
 
 ROUTES: dict[str, dict[str, Route]] = {
-    "/chat": {"POST": Route("llamafn.api.chat", "chat", has_body=True)},
-    "/v1/chat/completions": {"POST": Route("llamafn.api.openai.chat", "complete", has_body=True)},
-    "/v1/completions": {"POST": Route("llamafn.api.openai.completions", "complete", has_body=True)},
+    "/chat": {"POST": Route("llamafn.api.chat", "chat", has_body=True, needs_model=True)},
+    "/v1/chat/completions": {"POST": Route("llamafn.api.openai.chat", "complete", has_body=True, needs_model=True)},
+    "/v1/completions": {"POST": Route("llamafn.api.openai.completions", "complete", has_body=True, needs_model=True)},
     "/v1/models": {"GET": Route("llamafn.api.openai.models", "models")},
     "/health": {"GET": Route("llamafn.api.status", "health", is_open=True)},
     "/warmup": {"GET": _WARMUP, "POST": _WARMUP},
