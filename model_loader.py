@@ -161,8 +161,10 @@ def _make_engine(settings: Settings) -> Engine:
 def _load_weights(settings: Settings) -> Model:
     with COLD_START.phase("bindings"):
         from llamafn.engine.model import Model
+        from llamafn.engine.pages import read_ahead
     with COLD_START.phase("fetch"):
         path = fetch.local_path(settings)
+    read_ahead(path)
     with COLD_START.phase("load"):
         return Model(path)
 

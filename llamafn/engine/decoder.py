@@ -201,15 +201,16 @@ class Decoder:
         turn.pending = prompt.tokens[turn.cached_tokens :]
 
     def _restore(self, turn: Turn) -> bool:
-        with COLD_START.phase("snapshot"):
-            snapshot = self._snapshots and self._snapshots.find(turn.prompt.prefix)
-            if not snapshot:
-                return False
-            self._forget(turn, 0)
-            if self._context.restore(turn.sequence.index, snapshot.address, snapshot.length):
-                turn.sequence.tokens = turn.prompt.prefix
-            snapshot.close()
-            return bool(turn.sequence.tokens)
+        began = time.monotonic()
+        snapshot = self._snapshots and self._snapshots.find(turn.prompt.prefix)
+        if not snapshot:
+            return False
+        self._forget(turn, 0)
+        if self._context.restore(turn.sequence.index, snapshot.address, snapshot.length):
+            turn.sequence.tokens = turn.prompt.prefix
+        snapshot.close()
+        COLD_START.record("snapshot", began, time.monotonic())
+        return bool(turn.sequence.tokens)
 
     def _prefix_state(self, turn: Turn) -> bytearray | None:
         """The state to save, if the prompt's prefix is known here and wanted as a snapshot."""
