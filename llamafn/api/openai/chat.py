@@ -24,7 +24,7 @@ FIELDS = (
     Field("max_completion_tokens", integer(1, common.MOST_TOKENS), "The newer name of max_tokens."),
     Field("logprobs", BOOLEAN, "Whether to say how likely each token was."),
     Field("top_logprobs", integer(0, 20), "How many of the likeliest tokens to say that of; needs logprobs."),
-    Field("response_format", variants("type", {"text": ()}, "an object with a type")),
+    Field("response_format", variants("type", {"text": ()}, "an object with a type"), "What the answer has to be."),
     TOOLS,
     TOOL_CHOICE,
     PARALLEL,

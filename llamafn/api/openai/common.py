@@ -36,6 +36,7 @@ FIELDS = (
             Field("include_usage", BOOLEAN, "Whether a last event says what the answer cost."),
             Field("include_obfuscation", BOOLEAN, "Accepted, and has no effect."),
         ),
+        "For a stream.",
     ),
     *(Field(name, ANYTHING, "Accepted, and has no effect.") for name in (*_INERT, "store", "user")),
 )

@@ -52,20 +52,21 @@ class CallReader:
 
     def push(self, text: str) -> str:
         """Take more of the answer; return what is certainly said."""
+        if not self._names:
+            return text
         self._held += text
         said = ""
         while True:
             before, opened, rest = self._held.partition(OPEN)
             if not opened:
-                keep = _beginning_of(OPEN, self._held)
-                cut = len(self._held) - keep
-                said, self._held = said + self._held[:cut], self._held[cut:]
-                return self._trim(said)
+                cut = len(before) - _beginning_of(OPEN, before)
+                self._held = before[cut:]
+                return said + self._trim(before[:cut])
+            said += self._trim(before)
             inner, closed, after = rest.partition(CLOSE)
             if not closed:
-                said, self._held = said + before, opened + rest
-                return self._trim(said)
-            said += before
+                self._held = opened + rest
+                return said
             if not self._read(inner):
                 said += opened + inner + closed
             self._held = after
