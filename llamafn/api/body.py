@@ -84,8 +84,11 @@ def one_of(*values: str) -> Kind:
     return Kind(lambda value: _is_text(value) and value in values, rule, {"type": "string", "enum": list(values)})
 
 
-def list_of(kind: Kind, what: str, *, least: int = 0, most: int) -> Kind:
-    """A list of `what`, each of which is of a kind."""
+def list_of(kind: Kind, what: str, *, least: int = 0, most: int | None = None) -> Kind:
+    """A list of `what`, each of which is of a kind. Without a `most`, only the body's size is its limit."""
+
+    def accepts(value: Any) -> bool:
+        return isinstance(value, list) and least <= len(value) and (most is None or len(value) <= most)
 
     def inside(values: list[Any], path: str) -> Problems:
         problems: Problems = {}
@@ -93,12 +96,9 @@ def list_of(kind: Kind, what: str, *, least: int = 0, most: int) -> Kind:
             problems.update(kind.problems(value, f"{path}[{index}]"))
         return problems
 
-    return Kind(
-        lambda value: isinstance(value, list) and least <= len(value) <= most,
-        f"a list of {least} to {most:,} {what}",
-        {"type": "array", "items": kind.schema, "minItems": least, "maxItems": most},
-        inside,
-    )
+    rule = f"a list of {least} {what} or more" if most is None else f"a list of {least} to {most:,} {what}"
+    schema = {"type": "array", "items": kind.schema, "minItems": least}
+    return Kind(accepts, rule, schema if most is None else {**schema, "maxItems": most}, inside)
 
 
 def map_of(kind: Kind, what: str, *, key: Kind, most: int) -> Kind:

@@ -216,14 +216,12 @@ COMPONENTS: dict[str, Schema] = {
     "Probe": _record(status={"const": "ok"}),
 }
 
-_EVENTS: dict[str, Any] = {
-    EVENTS: {
-        "schema": {
-            **STRING,
-            "description": "With `stream`: an event for each piece, comments while there is none, `[DONE]` at the end.",
-        }
-    }
+# OpenAPI 3.1 has no word for the events of a stream: this is one of them.
+_EVENT = {
+    **_record(data={**STRING, "description": "A piece of the answer as JSON, or an error; at the end `[DONE]`."}),
+    "description": "With `stream`: an event for each piece, and comments while there is none.",
 }
+_EVENTS: dict[str, Any] = {EVENTS: {"schema": _EVENT}}
 
 
 def _json(name: str) -> dict[str, Any]:

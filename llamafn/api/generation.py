@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
@@ -174,9 +173,10 @@ def _model(request: Request, settings: Settings) -> Engine:
     record = request.record
     if record.cold is None:
         record.cold = model_loader.loaded() is None
-    engine = model_loader.get_model(settings, request.deadline)
-    record.model_seconds = time.monotonic() - record.arrived_at if record.cold else 0.0
-    return engine
+    try:
+        return model_loader.get_model(settings, request.deadline)
+    finally:
+        record.model_seconds = record.seconds() if record.cold else 0.0
 
 
 def _note_first_token(generation: Generation, request: Request) -> bool:

@@ -73,10 +73,10 @@ def test_without_keys_everybody_may_ask() -> None:
 
 @pytest.mark.parametrize("value", [",", "kéy", "two words"])
 def test_a_bad_key_stops_the_start_and_is_not_shown(value: str) -> None:
-    with pytest.raises(SettingsError, match="  API_KEYS: expected keys of printable ASCII") as caught:
+    with pytest.raises(SettingsError, match="  API_KEYS=<secret>: expected keys of printable ASCII") as caught:
         Settings.from_env({"API_KEYS": value})
     assert value.strip(",") not in caught.value.message.replace("API_KEYS", "") or value == ","
 
 
 def test_the_settings_do_not_show_them() -> None:
-    assert "key" not in repr(KEYS).replace("api_keys", "")
+    assert "first-key" not in repr(KEYS)

@@ -9,8 +9,6 @@ from typing import Any
 from llamafn.api.body import TEXT, Field, Kind, Schema, either, list_of, one_of, record, variants
 from llamafn.errors import InvalidFields
 
-MOST_MESSAGES = 4096
-
 
 def _is_object_text(value: Any) -> bool:
     if not isinstance(value, str):
@@ -32,7 +30,6 @@ _PARTS = list_of(
     variants("type", {"text": (Field("text", TEXT, required=True),)}, "an object with a type"),
     "parts",
     least=1,
-    most=MOST_MESSAGES,
 )
 _CONTENT = Field("content", either(TEXT, _PARTS), required=True)
 _NAME = Field("name", TEXT)
@@ -67,7 +64,6 @@ MESSAGES = Field(
         ),
         "messages",
         least=1,
-        most=MOST_MESSAGES,
     ),
     "The conversation so far.",
     required=True,
