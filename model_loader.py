@@ -115,6 +115,13 @@ def state() -> dict[str, Any]:
     }
 
 
+def fetched_bytes() -> int:
+    """Of the model, that this process had to fetch."""
+    load = _load
+    progress = None if load is None or load.model_file is None else load.model_file.progress()
+    return 0 if progress is None or progress.rate is None else progress.done
+
+
 def _start(settings: Settings) -> _Load:
     global _load
     load = _load

@@ -22,6 +22,8 @@ def embedded_metrics(record: Record) -> dict[str, Any]:
     }
     if record.cold is not None:
         metrics["ColdStarts"] = ("Count", int(record.cold))
+    if record.cold:
+        metrics["FetchBytes"] = ("Bytes", model_loader.fetched_bytes())
     engine = model_loader.loaded()
     if engine is not None:
         metrics["QueueLength"] = ("Count", engine.queued)

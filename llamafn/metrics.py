@@ -50,6 +50,9 @@ class _Metrics:
         )
         make(prometheus.Gauge, "queue_length", "Requests that wait for their turn.").set_function(_queued)
         make(prometheus.Gauge, "answering", "Answers that are being written.").set_function(_answering)
+        make(prometheus.Gauge, "fetched_bytes", "Of the model, by this process.").set_function(
+            model_loader.fetched_bytes
+        )
 
     def observe(self, record: Record) -> None:
         route = record.route or "unknown"
