@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 from llamafn import request_log
 from llamafn.api import access
-from llamafn.errors import HTTPError, MethodNotAllowed, NotFound
+from llamafn.errors import HTTPError, InvalidSchema, MethodNotAllowed, NotFound, SettingsError
 from llamafn.record import Record
 from llamafn.routes import ROUTES
 from llamafn.settings import Settings
@@ -18,10 +19,16 @@ log = logging.getLogger("llamafn")
 
 
 class App:
-    """`respond` answers requests under one set of settings."""
+    """`respond` answers requests under one set of settings.
+
+    Raises:
+        SettingsError: CHAT_SCHEMA is a schema that cannot be enforced.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        if settings.chat_schema is not None:
+            _check_chat_schema(settings.chat_schema)
         request_log.configure()
 
     def respond(self, request: Request) -> Response:
@@ -84,6 +91,16 @@ class App:
         if origin and ("*" in self.settings.cors_origins or origin in self.settings.cors_origins):
             response.headers.append(("Access-Control-Allow-Origin", origin))
             response.headers.append(("Access-Control-Expose-Headers", "Retry-After, X-Request-Id"))
+
+
+def _check_chat_schema(schema: dict[str, Any]) -> None:
+    """Refuse to start with a schema under which no request could be answered."""
+    from llamafn.engine.constraint.schema import compile_schema
+
+    try:
+        compile_schema(schema)
+    except InvalidSchema as error:
+        raise SettingsError(f"CHAT_SCHEMA cannot be used: {error.message}", hint=error.hint) from error
 
 
 def _preflight(allowed: Iterable[str]) -> Response:

@@ -6,12 +6,12 @@ import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
 from langchain_openai import ChatOpenAI
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
 from tests.servers import FUNCTIONS_FRAMEWORK, GUNICORN, Server, poll, serving
 
@@ -40,6 +40,14 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
     state = server.get("/health").json()["model"]
     if state["state"] == "ready":
         poll("the turn is given back", lambda: not server.get("/health").json()["model"]["answering"], 10)
+
+
+class Watering(BaseModel):
+    """What an answer has to be."""
+
+    crop: Literal["maize", "beans"]
+    litres: int
+    daily: bool
 
 
 class TestOpenAI:
@@ -84,6 +92,10 @@ class TestOpenAI:
         assert answer.choices[0].text
         assert [model.id for model in client.models.list()] == ["SmolLM2-135M-Instruct.Q4_1"]
 
+    def test_an_answer_as_a_model_of_pydantic(self, client: openai.OpenAI) -> None:
+        answer = client.chat.completions.parse(model="m", messages=COUNT, response_format=Watering, max_tokens=80)
+        assert isinstance(answer.choices[0].message.parsed, Watering)
+
     def test_errors(self, client: openai.OpenAI) -> None:
         with pytest.raises(openai.BadRequestError, match="n: found 2; expected 1") as bad:
             client.chat.completions.create(model="m", messages=COUNT, n=2)
@@ -122,6 +134,8 @@ def test_langchain(server: Server) -> None:
     assert "".join(chunk.text for chunk in streamed) == whole.text
     assert whole.usage_metadata
     assert whole.usage_metadata["output_tokens"] == 8
+    asked = model.bind(max_completion_tokens=80).with_structured_output(Watering, method="json_schema")
+    assert isinstance(asked.invoke("When should I water maize?"), Watering)
 
 
 def curl(server: Server, path: str, *arguments: str) -> subprocess.CompletedProcess[str]:

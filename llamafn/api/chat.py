@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from llamafn.api import generation as generations
-from llamafn.api.body import ANYTHING, BOOLEAN, TEXT, Field, integer, parse
+from llamafn.api.body import ANYTHING, BOOLEAN, OBJECT, TEXT, Field, integer, parse
 from llamafn.record import timings
 from llamafn.settings import Settings
 from llamafn.web import PING, Request, Response
@@ -28,6 +28,7 @@ def fields(settings: Settings) -> tuple[Field, ...]:
         Field("context", ANYTHING, "The user's message: a string as it is, all else as compact JSON.", required=True),
         Field("max_tokens", integer(1, settings.n_ctx), f"The longest answer; {DEFAULT_MAX_TOKENS} by default."),
         Field("stream", BOOLEAN, "Whether to send the answer as it is written, as server-sent events."),
+        Field("schema", OBJECT, "A JSON Schema: `content` is then a JSON document that follows it."),
         generations.TEMPERATURE,
         generations.SEED,
         generations.STOP,
@@ -40,6 +41,7 @@ def chat(request: Request, settings: Settings) -> Response:
     values, unknown = parse(request.body(settings.max_body_bytes), fields(settings))
     if "timeout_ms" in values:
         request.deadline = request.deadline.at_most(values["timeout_ms"] / 1000)
+    constraint = generations.constraint(values.get("schema", settings.chat_schema), "schema")
     messages = _messages(values, settings)
     request.record.prompt = messages
 
@@ -51,6 +53,7 @@ def chat(request: Request, settings: Settings) -> Response:
             stop=generations.stops(values),
             deadline=request.deadline,
             is_gone=request.is_gone,
+            constraint=constraint,
         )
 
     if values.get("stream"):

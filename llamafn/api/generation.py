@@ -7,13 +7,14 @@ from typing import Any
 
 import model_loader
 from llamafn.api.body import Field, Kind, either, integer, list_of, map_of, number
-from llamafn.errors import ClientGone, DeadlinePassed, InvalidFields
+from llamafn.errors import ClientGone, DeadlinePassed, InvalidFields, InvalidSchema
 from llamafn.settings import Settings
 from llamafn.timeline import COLD_START
 from llamafn.web import PING, Request, Response, event_stream, json_response
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from llamafn.engine.constraint.schema import Constraint
     from llamafn.engine.engine import Engine, Generation
     from llamafn.engine.sampling import Sampling
 
@@ -89,6 +90,23 @@ def stops(values: Mapping[str, Any]) -> tuple[str, ...]:
     return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
+def constraint(schema: dict[str, Any] | None, param: str) -> Constraint | None:
+    """What an answer has to keep to, if there is a schema; `param` is the field that it came in.
+
+    Raises:
+        InvalidSchema: it is none, or asks for what is not enforced.
+    """
+    if schema is None:
+        return None
+    from llamafn.engine.constraint.schema import compile_schema
+
+    try:
+        return compile_schema(schema)
+    except InvalidSchema as error:
+        error.param = param
+        raise
+
+
 def answer(
     request: Request,
     settings: Settings,
@@ -161,12 +179,15 @@ def pieces(generation: Generation, request: Request) -> Generator[str, None, Non
 
 def usage(generation: Generation) -> dict[str, Any]:
     """What the answer cost, as OpenAI says it."""
-    return {
+    said: dict[str, Any] = {
         "prompt_tokens": generation.prompt_tokens,
         "completion_tokens": generation.completion_tokens,
         "total_tokens": generation.prompt_tokens + generation.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": generation.cached_tokens},
     }
+    if generation.forced_tokens:
+        said["completion_tokens_details"] = {"forced_tokens": generation.forced_tokens}
+    return said
 
 
 def _model(request: Request, settings: Settings) -> Engine:

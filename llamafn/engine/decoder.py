@@ -24,6 +24,10 @@ from llamafn.engine.turn import CachedSequence, Prompt, Turn
 from llamafn.errors import ClientGone, HTTPError, QueueFull
 from llamafn.timeline import COLD_START
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from llamafn.engine.constraint.schema import Constraint
+
 # How often a client's socket is looked at.
 WATCH_SECONDS = 0.05
 
@@ -85,6 +89,7 @@ class Decoder:
         deadline: Deadline,
         is_gone: Callable[[], bool] | None = None,
         top_logprobs: int | None = None,
+        constraint: Constraint | None = None,
     ) -> Turn:
         """Join the queue, or begin at once if a sequence is free. Never waits; `next_token` does.
 
@@ -94,6 +99,11 @@ class Decoder:
             QueueFull: too many wait already.
         """
         n_vocab = self._model.n_vocab
+        guide = None
+        if constraint is not None:
+            from llamafn.engine.constraint.guide import Guide
+
+            guide = Guide(constraint, sampling, self._model)
         with self._changed:
             may_begin = bool(self._free) and not self._queue
             if not may_begin and len(self._queue) >= self._max_queue:
@@ -103,7 +113,8 @@ class Decoder:
                     retry_after=1 + len(self._queue),
                 )
             scorer = None if top_logprobs is None else Scorer(n_vocab, top_logprobs)
-            turn = Turn(prompt, Sampler(sampling, n_vocab), scorer, max_tokens, deadline, is_gone)
+            sampler = guide or Sampler(sampling, n_vocab)
+            turn = Turn(prompt, sampler, scorer, max_tokens, deadline, is_gone, guide)
             if may_begin:
                 self._take_sequence(turn)
             else:
@@ -284,6 +295,12 @@ class Decoder:
         turn.sequence.tokens.extend(chunk.tokens)
         turn.pending = turn.pending[len(chunk.tokens) :]
         if turn.pending or turn.ended_by is not None:
+            return
+        if turn.guide is not None:
+            turn.pending = turn.guide.next_tokens(self._context, row, turn.remaining)
+            turn.ended_by = turn.guide.ended_by
+            turn.ready.extend(turn.pending)
+            turn.remaining -= len(turn.pending)
             return
         token = turn.sampler.sample(self._context, row)
         if self._model.ends_generation(token):

@@ -18,6 +18,10 @@ from llamafn.engine.text import TextStream
 from llamafn.engine.turn import Prompt, Turn
 from llamafn.errors import BadRequest, PromptTooLong
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from llamafn.engine.constraint.schema import Constraint
+
 # How long an answer may keep silent before it gives an empty piece.
 HEARTBEAT_SECONDS = 5.0
 # Stands for the user's words when the template is asked what comes before them.
@@ -72,17 +76,19 @@ class Engine:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
         *,
+        opening: str = "",
         keep: bool = False,
     ) -> Prompt:
         """The tokens of a conversation, as the model's own template renders it.
 
+        `opening` is how the answer has to begin; it is part of the prompt, not of what is generated.
         With `keep`, a snapshot of what comes before the user's words is saved the first time, not the second.
 
         Raises:
             BadRequest: the template refuses the messages.
             PromptTooLong: it leaves no room in the context for a single token of an answer.
         """
-        text = self._template.render(messages, tools)
+        text = self._template.render(messages, tools) + opening
         tokens = self._fitting(text)
         # Tools come before the user's part, too, and change with each caller: such a prefix is not looked for.
         return Prompt(tokens, 0 if tools else self._boundary(messages, text, tokens), keep=keep)
@@ -118,15 +124,24 @@ class Engine:
         deadline: Deadline,
         is_gone: Callable[[], bool] | None = None,
         top_logprobs: int | None = None,
+        constraint: Constraint | None = None,
     ) -> Generation:
         """An answer, to be iterated over. `is_gone` says whether the client has left; it is called from a thread.
 
         The answer is cut to what the context has room for. `top_logprobs` asks for its tokens' scores, each with so
-        many of the likeliest tokens.
+        many of the likeliest tokens; there are none under a constraint. Under a `constraint` it is a whole document
+        all the same, and also when the deadline ends it.
+
+        Raises:
+            BadRequest: the constraint's shortest document has more than `max_tokens`, or there are stop strings, too.
         """
-        max_tokens = min(max_tokens, self.n_ctx - len(prompt.tokens))
+        room = min(max_tokens, self.n_ctx - len(prompt.tokens))
+        if constraint is not None:
+            self._check_room(constraint, room, max_tokens)
+            if stop:
+                raise BadRequest("`stop` beside a schema would cut the document short.", param="stop")
         return Generation(
-            self.model, self._decoder, prompt, sampling, max_tokens, stop, deadline, is_gone, top_logprobs
+            self.model, self._decoder, prompt, sampling, room, stop, deadline, is_gone, top_logprobs, constraint
         )
 
     def read(self, system: str, deadline: Deadline) -> int:
@@ -143,6 +158,18 @@ class Engine:
         if reading.finish_reason == "deadline":
             deadline.check("the system prompt was being read")
         return prompt.boundary
+
+    def _check_room(self, constraint: Constraint, room: int, max_tokens: int) -> None:
+        from llamafn.engine.constraint.guide import least_tokens
+
+        least = least_tokens(constraint, self.model)
+        if least > room:
+            found = f"max_tokens is {max_tokens}" if room == max_tokens else f"the prompt leaves room for {room}"
+            raise BadRequest(
+                f"The shortest document under the schema has {least} tokens, and {found}.",
+                hint="Raise max_tokens." if room == max_tokens else "Shorten the prompt, or raise N_CTX.",
+                param="max_tokens",
+            )
 
     def _tokenize(self, text: str) -> list[int]:
         # A template that writes the beginning-of-sequence token itself must not get it twice.
@@ -186,11 +213,13 @@ class Generation:
         deadline: Deadline,
         is_gone: Callable[[], bool] | None,
         top_logprobs: int | None,
+        constraint: Constraint | None,
     ) -> None:
         self.finish_reason: str | None = None  # "stop", "length", "deadline" or "cancelled"
         self.prompt_tokens = len(prompt.tokens)
         self.cached_tokens = 0  # of the prompt's, that were known and not read again
         self.completion_tokens = 0
+        self.forced_tokens = 0  # of those, that a schema left no choice about
         # On the monotonic clock, in seconds; None for what was not reached.
         self.asked_at = time.monotonic()
         self.began_at: float | None = None  # its turn had come
@@ -199,7 +228,7 @@ class Generation:
         self.scores: list[TokenScore] = []  # of the text so far, where they were asked for; take what was used
         self._model = model
         self._decoder = decoder
-        self._enter = partial(decoder.enter, prompt, sampling, max_tokens, deadline, is_gone, top_logprobs)
+        self._enter = partial(decoder.enter, prompt, sampling, max_tokens, deadline, is_gone, top_logprobs, constraint)
         self._turn: Turn | None = None
         self._pieces = self._run(TextStream(stop))
 
@@ -262,6 +291,13 @@ class Generation:
             if rest:
                 yield rest
             self.finish_reason = "stop" if text.stopped else turn.ended_by
+            if turn.guide is not None:
+                self.forced_tokens = turn.guide.forced_tokens
+                if turn.ended_by in ("length", "deadline"):
+                    closing, tokens = turn.guide.closing()
+                    self.completion_tokens += tokens
+                    self.forced_tokens += tokens
+                    yield closing
         finally:
             self.ended_at = time.monotonic()
             self._end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,6 +102,12 @@ def test_a_conversation(server: Server, browser: WebDriver, tmp_path: Path) -> N
     assert len(whole) > len(early)
     assert "60 tokens" in all_of(".bill")[-1]
     wait.until(lambda _: "first token" in "".join(all_of("#waterfall span")))
+
+    fill("schema", '{"type": "object", "properties": {"litres": {"type": "integer"}}, "required": ["litres"]}')
+    send("How much water?")
+    wait.until(lambda _: len(all_of(".bill")) == 2)
+    assert isinstance(json.loads(all_of(".text.json")[-1])["litres"], int)
+    fill("schema", "")
 
     # Stopping ends the generation, too.
     fill("tokens", "400")

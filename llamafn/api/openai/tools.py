@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from llamafn.api.body import BOOLEAN, OBJECT, TEXT, Field, list_of, one_of, record
+from llamafn.api.body import BOOLEAN, OBJECT, TEXT, Field, Schema, either, list_of, one_of, quote, record
+from llamafn.errors import InvalidFields
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
@@ -32,8 +33,45 @@ TOOLS = Field(
     ),
     "Functions that the model may call, if its chat template has a place for them.",
 )
-TOOL_CHOICE = Field("tool_choice", one_of("none", "auto"), "Whether the model is shown the tools.")
+TOOL_CHOICE = Field(
+    "tool_choice",
+    either(
+        one_of("none", "auto", "required"),
+        record(
+            Field("type", one_of("function"), required=True),
+            Field("function", record(_NAME, what="an object with a name"), required=True),
+            what="an object that names a function",
+        ),
+    ),
+    "Whether the model may call a tool, or must, or must call this one.",
+)
 PARALLEL = Field("parallel_tool_calls", BOOLEAN, "Whether the model may call several at once.")
+
+
+def call_schema(tools: Sequence[dict[str, Any]], choice: Any) -> Schema | None:
+    """The schema of the one call that the model must make; None if it need not.
+
+    Raises:
+        InvalidFields: the tool that is named is not there, or there is none.
+    """
+    if choice in (None, "none", "auto"):
+        return None
+    name = None if choice == "required" else choice["function"]["name"]
+    calls = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": tool["function"]["name"]},
+                "arguments": tool["function"].get("parameters") or {"type": "object", "properties": {}},
+            },
+            "required": ["name", "arguments"],
+        }
+        for tool in tools
+        if name in (None, tool["function"]["name"])
+    ]
+    if not calls:
+        raise InvalidFields({"tool_choice": f"found {quote(choice)}; tools has none of that name"})
+    return calls[0] if len(calls) == 1 else {"anyOf": calls}
 
 
 class CallReader:

@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+import jsonschema
 import pytest
 
 import model_loader
@@ -51,7 +52,19 @@ def text(reply: Reply) -> str:
         ({"logit_bias": {"x": 1}}, "logit_bias", 'found "x"; expected the number of a token, in quotes'),
         ({"logit_bias": {"1": 101}}, "logit_bias.1", "found 101; expected a number from -100 to 100"),
         ({"top_logprobs": 2}, "top_logprobs", "needs logprobs to be true"),
-        ({"tool_choice": "required"}, "tool_choice", 'found "required"; expected "none" or "auto"'),
+        ({"tool_choice": "required"}, "tool_choice", 'found "required"; tools has none of that name'),
+        (
+            {"tool_choice": "always"},
+            "tool_choice",
+            'found "always"; expected "none", "auto" or "required", or an object',
+        ),
+        (
+            {"response_format": {"type": "xml"}},
+            "response_format.type",
+            'found "xml"; expected "text", "json_object" or',
+        ),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing; expected an object"),
+        ({"response_format": {"type": "json_object"}, "logprobs": True}, "logprobs", "there are none under a schema"),
         ({"tools": [{"type": "function"}]}, "tools[0].function", "missing; expected an object"),
         ({"max_tokens": 0}, "max_tokens", "found 0; expected an integer from 1 to 2,147,483,647"),
     ],
@@ -174,6 +187,31 @@ class TestAnswers:
         (event,) = ask(PATH, {"messages": COUNT, "stream": True}, deadline=Deadline.after(0)).events()
         assert event["error"]["code"] == "deadline_passed"  # no [DONE]: it is not whole
 
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_json_that_follows_a_schema(self, stream: bool) -> None:
+        schema = {
+            "type": "object",
+            "properties": {"crop": {"type": "string", "maxLength": 20}, "litres": {"type": "integer", "maximum": 9}},
+            "required": ["crop", "litres"],
+            "additionalProperties": False,
+        }
+        wanted = {"type": "json_schema", "json_schema": {"name": "watering", "strict": True, "schema": schema}}
+        reply = chat(response_format=wanted, max_tokens=40, stream=stream)
+        if stream:
+            said = "".join(event["choices"][0]["delta"].get("content", "") for event in reply.events()[:-1])
+        else:
+            said = text(reply)
+        jsonschema.validate(json.loads(said), schema)
+
+    def test_any_json_object(self) -> None:
+        assert isinstance(json.loads(text(chat(response_format={"type": "json_object"}))), dict)
+
+    def test_a_schema_that_is_not_enforced_is_refused(self) -> None:
+        wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object", "minProperties": 2}}}
+        error = chat(response_format=wanted).json()["error"]
+        assert (error["code"], error["param"]) == ("invalid_schema", "response_format")
+        assert "minProperties" in error["message"]
+
     def test_this_model_knows_no_tools(self) -> None:
         tool = {"type": "function", "function": {"name": "f"}}
         assert "chat template has no place for tools" in chat(tools=[tool]).json()["error"]["message"]
@@ -230,6 +268,35 @@ def test_a_template_is_shown_the_tools_and_earlier_calls(loaded: Engine, monkeyp
     assert json.dumps(tool) in rendered[0]
     assert '<tool_call>{"name": "water", "arguments": {"litres": 3}}</tool_call>' in rendered[0]
     assert "<|im_start|>tool\ndone<|im_end|>" in rendered[0]
+
+
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [("required", {"water", "feed"}), ({"type": "function", "function": {"name": "feed"}}, {"feed"})],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_that_must_be_made_is_made(
+    loaded: Engine, monkeypatch: pytest.MonkeyPatch, choice: Any, names: set[str], stream: bool
+) -> None:
+    monkeypatch.setattr(loaded, "_template", ChatTemplate(TOOL_TEMPLATE, bos="", eos=""))
+    parameters = {
+        "type": "object",
+        "properties": {"litres": {"type": "integer", "minimum": 1, "maximum": 9}},
+        "required": ["litres"],
+    }
+    tools = [{"type": "function", "function": {"name": name, "parameters": parameters}} for name in ("water", "feed")]
+    reply = chat(tools=tools, tool_choice=choice, max_tokens=60, stream=stream)
+    assert reply.status == 200, reply.body
+    if stream:
+        choices = [event["choices"][0] for event in reply.events()[:-1]]
+        (call,) = (call for one in choices for call in one["delta"].get("tool_calls", ()))
+        assert (call["index"], choices[-1]["finish_reason"]) == (0, "tool_calls")
+    else:
+        (call,) = reply.json()["choices"][0]["message"]["tool_calls"]
+        assert reply.json()["choices"][0]["message"]["content"] is None
+        assert reply.json()["choices"][0]["finish_reason"] == "tool_calls"
+    assert call["function"]["name"] in names
+    assert 1 <= json.loads(call["function"]["arguments"])["litres"] <= 9
 
 
 CALL = '<tool_call>\n{"name": "water", "arguments": {"litres": 3}}\n</tool_call>'
