@@ -121,20 +121,19 @@ class TestOpenAI:
 
 
 def test_langchain(server: Server) -> None:
-    model = ChatOpenAI(
-        base_url=f"http://127.0.0.1:{server.port}/v1",
-        api_key=SecretStr(KEY),
-        model="m",
-        temperature=0,
-        max_completion_tokens=8,
-    )
-    whole = model.invoke("Count from 1 to 5, separated by commas.")
-    streamed = list(model.stream("Count from 1 to 5, separated by commas."))
+    def model(most: int) -> ChatOpenAI:
+        address = f"http://127.0.0.1:{server.port}/v1"
+        return ChatOpenAI(
+            base_url=address, api_key=SecretStr(KEY), model="m", temperature=0, max_completion_tokens=most
+        )
+
+    whole = model(8).invoke("Count from 1 to 5, separated by commas.")
+    streamed = list(model(8).stream("Count from 1 to 5, separated by commas."))
     assert whole.text
     assert "".join(chunk.text for chunk in streamed) == whole.text
     assert whole.usage_metadata
     assert whole.usage_metadata["output_tokens"] == 8
-    asked = model.bind(max_completion_tokens=80).with_structured_output(Watering, method="json_schema")
+    asked = model(80).with_structured_output(Watering, method="json_schema")
     assert isinstance(asked.invoke("When should I water maize?"), Watering)
 
 
