@@ -45,6 +45,7 @@ class Engine:
         self.model = model
         self.n_ctx = n_ctx
         self._template = template
+        self._snapshots = snapshots
         self._decoder = Decoder(
             model, n_ctx=n_ctx, n_threads=n_threads, parallel=parallel, max_queue=max_queue, snapshots=snapshots
         )
@@ -144,8 +145,10 @@ class Engine:
             self.model, self._decoder, prompt, sampling, room, stop, deadline, is_gone, top_logprobs, constraint
         )
 
-    def read(self, system: str, deadline: Deadline) -> int:
-        """Read a system prompt, so that it is known, and keep a snapshot of it. Returns its number of tokens.
+    def read(self, system: str, deadline: Deadline) -> list[int]:
+        """Read a system prompt, so that it is known, and keep a snapshot of it.
+
+        Returns the tokens that come before any user's words.
 
         Raises:
             DeadlinePassed: it could not be read in time. What was read is kept.
@@ -157,7 +160,11 @@ class Engine:
                 pass
         if reading.finish_reason == "deadline":
             deadline.check("the system prompt was being read")
-        return prompt.boundary
+        return prompt.prefix
+
+    def snapshot_of(self, prefix: Sequence[int]) -> str | None:
+        """The path of the snapshot of these tokens, if there is one."""
+        return None if self._snapshots is None else self._snapshots.path_of(prefix)
 
     def _check_room(self, constraint: Constraint, room: int, max_tokens: int) -> None:
         from llamafn.engine.constraint.guide import least_tokens

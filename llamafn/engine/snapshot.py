@@ -15,7 +15,6 @@ import logging
 import mmap
 import os
 import struct
-import tempfile
 import zlib
 from array import array
 from collections.abc import Sequence
@@ -126,11 +125,16 @@ class SnapshotStore:
             return False
         key = self._key(prefix)
         if keep or key in self._seen:
-            return not any(os.path.exists(self._path(directory, key)) for directory in self._directories)
+            return self.path_of(prefix) is None
         if len(self._seen) >= 1024:  # callers whose every system prompt is new
             self._seen.clear()
         self._seen.add(key)
         return False
+
+    def path_of(self, prefix: Sequence[int]) -> str | None:
+        """Where the snapshot of these tokens is, right or wrong; None if there is none."""
+        key = self._key(prefix)
+        return next(filter(os.path.exists, (self._path(directory, key) for directory in self._directories)), None)
 
     def save(self, prefix: Sequence[int], state: bytearray) -> str | None:
         """Write a snapshot, whole or not at all. Returns its path; None if there is no place for it."""
@@ -141,15 +145,7 @@ class SnapshotStore:
             try:
                 os.makedirs(directory, exist_ok=True)
                 _make_room(directory, len(state))
-                with tempfile.NamedTemporaryFile(dir=directory, suffix=".tmp", delete=False) as file:
-                    try:
-                        file.write(header)
-                        file.write(state)
-                        file.flush()
-                        os.replace(file.name, path)
-                    except BaseException:
-                        os.unlink(file.name)
-                        raise
+                _write(path, header, state)
             except OSError as error:
                 log.info("No snapshot can be kept in %s: %s.", directory, error.strerror)
                 continue
@@ -171,6 +167,20 @@ class SnapshotStore:
         """What a snapshot depends on beside its tokens. Asked for when the model's file is whole."""
         model = fingerprint(*self._model_paths)
         return f"{model} llama.cpp {version()} n_ctx={self._n_ctx} batch={BATCH_TOKENS} kv=f16 ".encode()
+
+
+def _write(path: str, *parts: bytes | bytearray) -> None:
+    """Write a file under another name and give it its own when it is whole. Raises OSError, leaving nothing."""
+    unfinished = f"{path}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
+    try:
+        with open(unfinished, "xb") as file:
+            for part in parts:
+                file.write(part)
+        os.replace(unfinished, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(unfinished)
+        raise
 
 
 def _problem(mapped: mmap.mmap, key: bytes) -> str | None:
