@@ -9,6 +9,7 @@ LlamafnError
     │   ├── InvalidSchema     400  a JSON Schema that is none, or asks for what is not enforced
     │   ├── PromptTooLong     400
     │   └── BodyTooLarge      413
+    ├── InvalidKey            401
     ├── NotFound              404
     ├── MethodNotAllowed      405
     ├── QueueFull             429
@@ -112,6 +113,15 @@ class PromptTooLong(BadRequest):
 class BodyTooLarge(BadRequest):
     status = 413
     code = "body_too_large"
+
+
+class InvalidKey(HTTPError):
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+    def headers(self) -> list[tuple[str, str]]:
+        return [("WWW-Authenticate", "Bearer")]
 
 
 class NotFound(HTTPError):
