@@ -38,6 +38,12 @@ class Answer(NamedTuple):
     def json(self) -> Any:
         return json.loads(self.body)
 
+    def events(self) -> list[Any]:
+        """The events of a whole stream, without its pings."""
+        *events, last = [line[6:] for line in self.body.decode().split("\n\n") if line.startswith("data: ")]
+        assert last == "[DONE]", self.body
+        return [json.loads(event) for event in events]
+
 
 class Server:
     """A server that has said where it listens."""
