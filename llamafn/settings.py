@@ -169,6 +169,14 @@ VARIABLES = (
         "Load the model before the first request, wherever that is safe.",
         "`0`",
     ),
+    Variable(
+        "LAMBDA_STREAM",
+        switch,
+        False,
+        "`1` or `0`",
+        "The Function URL's invoke mode is `RESPONSE_STREAM`, and the function runs under `lambda-wrapper`.",
+        "`0`",
+    ),
     Variable("HOST", str, "127.0.0.1", "an address", "Where gunicorn listens; containers need `0.0.0.0`."),
     Variable(
         "PORT",
@@ -196,6 +204,7 @@ class Settings(NamedTuple):
     max_body_bytes: int
     cors_origins: tuple[str, ...]
     preload: bool
+    lambda_stream: bool
     host: str
     port: int
 
