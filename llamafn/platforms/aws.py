@@ -110,11 +110,8 @@ def _collect(response: Response) -> tuple[Response, bytes]:
     with _parts_of(response) as parts:
         try:
             return response, b"".join(parts)
-        except HTTPError as error:
-            failed = error_response(error)
-        except Exception as error:
-            log.error("The answer broke off", exc_info=error)
-            failed = error_response(HTTPError("Something went wrong here; the log says what."))
+        except Exception as error:  # noqa: BLE001  # `_failure` logs it
+            failed = _failure(error)
     return _collect(failed)
 
 
@@ -126,11 +123,18 @@ def _pieces(response: Response) -> Generator[bytes, None, None]:
     with _parts_of(response) as parts:
         try:
             first = next(parts, b"")
-        except HTTPError as error:
-            yield from _pieces(error_response(error))
+        except Exception as error:  # noqa: BLE001  # `_failure` logs it
+            yield from _pieces(_failure(error))
             return
         yield _prelude(response) + first
         yield from parts
+
+
+def _failure(error: Exception) -> Response:
+    if isinstance(error, HTTPError):
+        return error_response(error)
+    log.error("An answer broke off", exc_info=error)
+    return error_response(HTTPError("Something went wrong here; the log says what."))
 
 
 def _prelude(response: Response) -> bytes:

@@ -78,7 +78,12 @@ def decode(event: Any) -> Call:
     Raises:
         UnknownEvent: it is none that is known here; the message names what was looked for.
     """
-    read = _read(event)
+    try:
+        read = _read(event)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UnknownEvent(
+            f"This event has a requestContext, but is not what its sender documents: {type(error).__name__}: {error}."
+        ) from error
     path = read.path or "/"
     if "%" in path:
         from urllib.parse import unquote

@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 from llamafn.platforms.runtime_api import Invocation, RuntimeAPI, RuntimeAPIError, describe
@@ -122,13 +123,16 @@ def _answer(api: RuntimeAPI, handler: Callable[[Any, Context], Any], invocation:
         log.error("%s", describe(error)["errorMessage"], exc_info=error)
         api.fail(invocation.request_id, error)
         return
-    if pieces is None:
-        api.respond(invocation.request_id, answer)
+    if pieces is not None:
+        with closing(pieces):
+            api.stream(invocation.request_id, pieces)
         return
     try:
-        api.stream(invocation.request_id, pieces)
-    finally:
-        pieces.close()
+        api.respond(invocation.request_id, answer)
+    except RuntimeAPIError as error:
+        if error.status >= 500:
+            raise
+        api.fail(invocation.request_id, error)  # too large: AWS's own client would end here
 
 
 if __name__ == "__main__":
