@@ -174,22 +174,21 @@ class Decoder:
         turn.pending = prompt.tokens[turn.cached_tokens :]
 
     def _restore(self, turn: Turn) -> bool:
-        with COLD_START.phase("snapshot"):
-            snapshot = self._snapshots and self._snapshots.find(turn.prompt.prefix)
-            if not snapshot:
-                return False
-            self._forget(turn, 0)
-            if self._context.restore(turn.sequence.index, snapshot.address, snapshot.length):
-                turn.sequence.tokens = turn.prompt.prefix
-            snapshot.close()
-            return bool(turn.sequence.tokens)
+        began = time.monotonic()
+        snapshot = self._snapshots and self._snapshots.find(turn.prompt.prefix)
+        if not snapshot:
+            return False
+        self._forget(turn, 0)
+        if self._context.restore(turn.sequence.index, snapshot.address, snapshot.length):
+            turn.sequence.tokens = turn.prompt.prefix
+        snapshot.close()
+        COLD_START.record("snapshot", began, time.monotonic())
+        return bool(turn.sequence.tokens)
 
     def _prefix_state(self, turn: Turn) -> bytearray | None:
         """The state to save, if the prompt's prefix is known here and wanted as a snapshot."""
         prompt, sequence = turn.prompt, turn.sequence
         if self._snapshots is None or turn.cached_tokens is None or len(sequence.tokens) < prompt.boundary:
-            return None
-        if not prompt.keep and turn.cached_tokens >= prompt.boundary:
             return None
         if not self._snapshots.wants(prompt.prefix, keep=prompt.keep):
             return None

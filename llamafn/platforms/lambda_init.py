@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import time
 from typing import Any
 
+from llamafn import fetch
 from llamafn.api import status
 from llamafn.deadline import Deadline
 from llamafn.errors import HTTPError
@@ -41,10 +41,10 @@ def initialize(settings: Settings, kind: str) -> None:
         return
     if kind == "provisioned-concurrency":
         deadline = Deadline.after(AHEAD_OF_TIME_SECONDS)
-    elif settings.preload and _is_on_disk(settings):
+    elif settings.preload and fetch.is_here(settings):
         deadline = Deadline.after(process_start() + ON_DEMAND_SECONDS - time.monotonic())
     else:
-        return
+        return  # a download has no place in those seconds
     try:
         warm(settings, deadline)
     except HTTPError as error:
@@ -62,12 +62,6 @@ def warm(settings: Settings, deadline: Deadline) -> Any:
     answer = status.warmup(request, settings).body
     assert isinstance(answer, bytes)
     return json.loads(answer)
-
-
-def _is_on_disk(settings: Settings) -> bool:
-    """Whether loading needs no network: the download of a model has no place in INIT's 10 s."""
-    scheme, separator, _ = settings.model.partition("://")
-    return not separator or scheme in ("file", "package") or os.path.isfile(settings.local_model_path)
 
 
 def _register_hooks() -> None:
