@@ -108,7 +108,9 @@ class Emulator:
 
 
 @contextlib.contextmanager
-def emulated(directory: Path, command: tuple[str, ...] = STOCK, /, **environ: str) -> Iterator[Emulator]:
+def emulated(
+    directory: Path, command: tuple[str, ...] = STOCK, handler: str = "handler.handler", /, **environ: str
+) -> Iterator[Emulator]:
     """AWS's emulator, until the end of the block. It starts the function at the first invocation."""
     log = directory / f"emulator-{time.monotonic_ns()}.log"
     ours, theirs = _free_ports(2)
@@ -127,7 +129,7 @@ def emulated(directory: Path, command: tuple[str, ...] = STOCK, /, **environ: st
     }
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [str(emulator(os.environ)), *addresses, *command, "handler.handler"],
+            [str(emulator(os.environ)), *addresses, *command, handler],
             cwd=ROOT,
             env=environment,
             stdout=output,

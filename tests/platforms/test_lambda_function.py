@@ -71,7 +71,7 @@ def test_a_snapshot_without_the_model_is_refused(
     with running(snapshot_api, tmp_path, command, **environ) as function:
         failed = snapshot_api.started.get(timeout=60)
         assert failed.kind == "init/error"
-        assert "There is no model file at '/nowhere/model.gguf'" in failed.json()["errorMessage"]
+        assert "'/nowhere/model.gguf'" in failed.json()["errorMessage"]
         assert function.wait() == 1
 
 
