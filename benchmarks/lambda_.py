@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         ],
         [
             f"{model.name}, page cache warm, {THREADS} threads, 60-token prompt, {TOKENS} tokens out, no preload.",
-            "The emulator starts the function at its first invocation: its clock starts there, gunicorn's with its process.",
+            "The emulator starts the function at its first invocation: the clock starts there, gunicorn's with it.",
             "The echo is a handler that returns its event, in the same emulator, under the same client.",
         ],
     )

@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from llamafn.app import App
 from llamafn.deadline import Deadline
@@ -35,10 +35,13 @@ class LambdaContext(Protocol):
     def get_remaining_time_in_millis(self) -> int: ...
 
 
-class LambdaHandler(NamedTuple):
+class LambdaHandler:
     """The app as a Lambda handler. Called, it answers whole; `stream` is for a runtime that can send pieces."""
 
-    app: App
+    __slots__ = ("_app",)
+
+    def __init__(self, app: App) -> None:
+        self._app = app
 
     def __call__(self, event: Any, context: LambdaContext) -> Any:
         """The answer to an event, in the shape that its sender takes.
@@ -47,7 +50,7 @@ class LambdaHandler(NamedTuple):
             UnknownEvent: nobody is there who could read an answer.
             HTTPError: the model cannot be had, when it was only to be kept warm. Lambda counts and reports it.
         """
-        settings = self.app.settings
+        settings = self._app.settings
         if aws_events.is_ping(event):
             return lambda_init.warm(settings, _time_of_function(context, settings))
         call = aws_events.decode(event)
@@ -65,15 +68,15 @@ class LambdaHandler(NamedTuple):
 
         That is so unless LAMBDA_STREAM says that the Function URL streams: a function cannot see its invoke mode.
         """
-        if not self.app.settings.lambda_stream or aws_events.is_ping(event):
+        if not self._app.settings.lambda_stream or aws_events.is_ping(event):
             return None
         call = aws_events.decode(event)
         return _pieces(self._respond(call, context)) if call.can_stream else None
 
     def _respond(self, call: Call, context: LambdaContext) -> Response:
-        settings = self.app.settings
+        settings = self._app.settings
         seconds = min(settings.request_timeout_seconds, call.seconds) - settings.deadline_margin_ms / 1000
-        return self.app.respond(
+        return self._app.respond(
             Request(
                 call.method,
                 call.path,

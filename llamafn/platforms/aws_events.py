@@ -57,6 +57,7 @@ class _Read(NamedTuple):
     seconds: float = float("inf")
     answer_bytes: int = LAMBDA_ANSWER_BYTES
     can_stream: bool = False
+    body: bytes | None = None  # None: it is in the event's `body`
 
 
 def is_ping(event: Any) -> bool:
@@ -89,12 +90,11 @@ def decode(event: Any) -> Call:
         from urllib.parse import unquote
 
         path = unquote(path)
-    is_direct = read.encode is encode_direct
     return Call(
         read.method,
         _without_prefix(path, event),
         {name.lower(): value for name, value in read.headers},
-        (lambda limit: json.dumps(event).encode()[:limit]) if is_direct else (lambda limit: _body(event)[:limit]),
+        lambda limit: (_body(event) if read.body is None else read.body)[:limit],
         read.seconds,
         read.encode,
         read.answer_bytes,
@@ -114,7 +114,7 @@ def _read(event: Any) -> _Read:
             if "httpMethod" in event:
                 return _read_v1(event, context)
         elif "context" in event:
-            return _Read("POST", "/chat", (), encode_direct)
+            return _Read("POST", "/chat", (), encode_direct, body=json.dumps(event).encode())
     keys = ", ".join(sorted(map(str, event))[:20]) if isinstance(event, dict) else ""
     raise UnknownEvent(
         "This event is none that is known here. Looked for the keys requestContext (a Function URL, API Gateway, a "

@@ -44,6 +44,7 @@ def main(handler_name: str) -> int:
     """Serve until Lambda ends the process; an exit status if that has to be sooner."""
     logging.basicConfig(format="[%(levelname)s] %(message)s")
     api = RuntimeAPI(os.environ["AWS_LAMBDA_RUNTIME_API"])
+    _add_layers()
     try:
         handler = _load(handler_name)
     except Exception as error:
@@ -56,6 +57,12 @@ def main(handler_name: str) -> int:
             return status
     while True:
         _serve(api, handler, api.next())
+
+
+def _add_layers() -> None:
+    """Where AWS's client finds the packages of layers: after the function's own directory, before the runtime's."""
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    sys.path[1:1] = [f"/opt/python/lib/{version}/site-packages", "/opt/python"]
 
 
 def _load(name: str) -> Callable[[Any, Context], Any]:

@@ -60,6 +60,7 @@ class RuntimeAPIServer:
         self.ready = threading.Event()  # the runtime has asked for an event
         self.under_way: Outcome | None = None  # a stream that has begun
         self.leave_after_bytes: int | None = None  # of a stream: then the connection is cut
+        self.hangs_up = False  # close each connection once an event has left on it, and do not say so
         self._snapshot = snapshot
         self._events: queue.Queue[tuple[str, bytes, int]] = queue.Queue()
         self._current: str | None = None
@@ -188,6 +189,7 @@ def _handler_for(api: RuntimeAPIServer) -> type[BaseHTTPRequestHandler]:
                         "Lambda-Runtime-Invoked-Function-Arn": "arn:aws:lambda:eu-west-1:123456789012:function:f",
                     },
                 )
+                self.close_connection = api.hangs_up
             elif self.path == f"{VERSION}/restore/next":
                 if api.wait_for_restore():
                     self._answer(200)

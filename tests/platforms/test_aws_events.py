@@ -73,18 +73,19 @@ def test_a_request_that_is_only_named_like_a_ping_is_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sample", "limit"),
+    ("sample", "seconds", "answer_bytes"),
     [
-        ("function_url/get", float("inf")),
-        ("http_api_v2/default_stage", HTTP_API_SECONDS),
-        ("http_api_v1/default_stage", HTTP_API_SECONDS),
-        ("rest_api/post", REST_API_SECONDS),
-        ("alb/post", float("inf")),
-        ("direct/chat", float("inf")),
+        ("function_url/get", float("inf"), 6_291_556),
+        ("http_api_v2/default_stage", HTTP_API_SECONDS, 6_291_556),
+        ("http_api_v1/default_stage", HTTP_API_SECONDS, 6_291_556),
+        ("rest_api/post", REST_API_SECONDS, 6_291_556),
+        ("alb/post", float("inf"), 1_048_576),
+        ("direct/chat", float("inf"), 6_291_556),
     ],
 )
-def test_each_front_door_has_its_limit(sample: str, limit: float) -> None:
-    assert decode(event_of(EVENTS / f"{sample}.json")).seconds == limit
+def test_each_front_door_has_its_limits(sample: str, seconds: float, answer_bytes: int) -> None:
+    call = decode(event_of(EVENTS / f"{sample}.json"))
+    assert (call.seconds, call.answer_bytes) == (seconds, answer_bytes)
 
 
 @pytest.mark.parametrize(("waited", "left"), [(0, 29), (9, 20), (-5, 29), (40, 29)])

@@ -32,6 +32,14 @@ def test_an_answer_that_is_refused_becomes_an_error(handlers: Function, api: Run
     assert api.invoke(3).json() == "xxx"
 
 
+@pytest.mark.parametrize("handlers", ["echo"], indirect=True)
+def test_a_connection_that_was_closed_unsaid_is_opened_again(handlers: Function, api: RuntimeAPIServer) -> None:
+    """As it may be after hours of being frozen."""
+    api.hangs_up = True
+    for number in range(3):
+        assert api.invoke(number).json()["event"] == number
+
+
 def test_a_handler_that_is_not_there(api: RuntimeAPIServer, tmp_path: Path) -> None:
     with running(api, tmp_path, WRAPPED, "nowhere.handler") as function:
         failed = api.started.get(timeout=60)
