@@ -30,6 +30,13 @@ FUNCTIONS_FRAMEWORK = [
 ]
 
 
+def events_of(stream: bytes) -> list[Any]:
+    """The events of a whole stream, without its pings."""
+    *events, last = [line[6:] for line in stream.decode().split("\n\n") if line.startswith("data: ")]
+    assert last == "[DONE]", stream
+    return [json.loads(event) for event in events]
+
+
 class Answer(NamedTuple):
     status: int
     headers: dict[str, str]
@@ -39,10 +46,7 @@ class Answer(NamedTuple):
         return json.loads(self.body)
 
     def events(self) -> list[Any]:
-        """The events of a whole stream, without its pings."""
-        *events, last = [line[6:] for line in self.body.decode().split("\n\n") if line.startswith("data: ")]
-        assert last == "[DONE]", self.body
-        return [json.loads(event) for event in events]
+        return events_of(self.body)
 
 
 class Server:
