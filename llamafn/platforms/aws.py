@@ -46,6 +46,7 @@ def _request_of(event: Any, context: Any, settings: Settings) -> Request:
         headers=event.get("headers") or {},
         read_body=lambda limit: body[:limit],
         deadline=_deadline(context, settings),
+        origin={"lambda_request_id": context.aws_request_id},
     )
 
 

@@ -18,6 +18,8 @@ SETTINGS = Settings.from_env({"MODEL": "/nowhere/model.gguf"})
 class Context:
     """The part of Lambda's context object that is read."""
 
+    aws_request_id = "8f5a8b2e-0000-0000-0000-000000000000"
+
     def __init__(self, milliseconds: int = 30_000) -> None:
         self.milliseconds = milliseconds
 
