@@ -292,22 +292,28 @@ class Generation:
                     yield piece
                 if text.stopped:
                     break
-            rest = text.finish()
+            self.finish_reason = "stop" if text.stopped else turn.ended_by
+            closing = self._closing(turn)
+            rest = text.close(closing) if closing else text.finish()
             if not text.stopped:
                 scores.finish()
             if rest:
                 yield rest
-            self.finish_reason = "stop" if text.stopped else turn.ended_by
-            if turn.guide is not None:
-                self.forced_tokens = turn.guide.forced_tokens
-                if turn.ended_by in ("length", "deadline"):
-                    closing, tokens = turn.guide.closing()
-                    self.completion_tokens += tokens
-                    self.forced_tokens += tokens
-                    yield closing
         finally:
             self.ended_at = time.monotonic()
             self._end()
+
+    def _closing(self, turn: Turn) -> bytes:
+        """What makes an answer under a schema a whole document that ran out of tokens or time."""
+        if turn.guide is None:
+            return b""
+        self.forced_tokens = turn.guide.forced_tokens
+        if turn.ended_by not in ("length", "deadline"):
+            return b""
+        closing, tokens = turn.guide.closing()
+        self.completion_tokens += tokens
+        self.forced_tokens += tokens
+        return closing
 
 
 class _ScoresOfText:
