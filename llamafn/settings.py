@@ -360,6 +360,14 @@ VARIABLES = (
         "none",
     ),
     Variable(
+        "AWS_LAMBDA_FUNCTION_NAME",
+        str,
+        None,
+        "a name",
+        "The function that CloudWatch's metrics are of. Lambda sets it.",
+        "none",
+    ),
+    Variable(
         "PLAYGROUND",
         switch,
         False,
@@ -424,6 +432,7 @@ class Settings(NamedTuple):
     metrics: bool
     log_prompts: bool
     google_cloud_project: str | None
+    aws_lambda_function_name: str | None
     playground: bool
     lambda_stream: bool
     host: str
