@@ -28,6 +28,8 @@ keepalive = 5
 # /dev/shm is not always there or writable; gunicorn's heartbeat would stall on a slow disk.
 worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None
 preload_app = _settings.preload
+# Its control socket would be in $HOME, which serverless platforms do not let us write to.
+control_socket_disable = True
 
 
 def when_ready(server: Any) -> None:

@@ -5,11 +5,14 @@ handler.http        functions-framework, Google Cloud Run functions
 handler.app         any WSGI server: gunicorn, Leapcell, Cloud Run, containers
 """
 
-from llamafn.app import App
-from llamafn.platforms.aws import lambda_handler
-from llamafn.platforms.google import http_function
-from llamafn.platforms.wsgi import application
-from llamafn.settings import Settings
+from llamafn.timeline import COLD_START
+
+with COLD_START.phase("imports"):
+    from llamafn.app import App
+    from llamafn.platforms.aws import lambda_handler
+    from llamafn.platforms.google import http_function
+    from llamafn.platforms.wsgi import application
+    from llamafn.settings import Settings
 
 _app = App(Settings.from_env())
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llamafn import fetch
 from llamafn.deadline import Deadline
 from llamafn.errors import HTTPError, ModelUnavailable
-from llamafn.settings import Settings
+from llamafn.settings import SNAPSHOT_DIRECTORY, Settings
 from llamafn.timeline import COLD_START
 
 if TYPE_CHECKING:
@@ -133,12 +133,14 @@ def _make_engine(settings: Settings) -> Engine:
     template_import.start()
     model = _inherited or _load_weights(settings)
     from llamafn.engine.engine import Engine
+    from llamafn.engine.snapshot import SnapshotStore
 
     with COLD_START.phase("template"):
         template_import.join()
         from llamafn.engine.template import ChatTemplate
 
         template = ChatTemplate(model.metadata("tokenizer.chat_template"), bos=model.bos, eos=model.eos)
+    snapshots = SnapshotStore(model.path, settings.n_ctx, _snapshot_directories(settings, model.path))
     with COLD_START.phase("context"):
         return Engine(
             model,
@@ -147,16 +149,37 @@ def _make_engine(settings: Settings) -> Engine:
             n_threads=settings.n_threads,
             parallel=settings.parallel,
             max_queue=settings.max_queue,
+            snapshots=snapshots,
         )
 
 
 def _load_weights(settings: Settings) -> Model:
     with COLD_START.phase("bindings"):
         from llamafn.engine.model import Model
+        from llamafn.engine.pages import read_ahead
     with COLD_START.phase("fetch"):
         path = fetch.local_path(settings)
+    read_ahead(path)
     with COLD_START.phase("load"):
         return Model(path)
+
+
+def _snapshot_directories(settings: Settings, model_path: str) -> list[str]:
+    """Where snapshots are looked for; the first that can be written to is where they are kept."""
+    beside = os.path.dirname(os.path.abspath(model_path))
+    if settings.snapshot_dir is not None:
+        return [settings.snapshot_dir, beside]
+    temporary = [] if _belongs_to_another_user(SNAPSHOT_DIRECTORY) else [SNAPSHOT_DIRECTORY]
+    # A Python package's directory is not ours to write to.
+    return [*temporary, beside] if settings.model.startswith("package://") else [beside, *temporary]
+
+
+def _belongs_to_another_user(path: str) -> bool:
+    """Anybody may make a directory in /tmp; what lies in somebody else's is not to be trusted."""
+    try:
+        return os.stat(path).st_uid != os.geteuid()
+    except FileNotFoundError:
+        return False
 
 
 def _after_fork() -> None:

@@ -55,8 +55,6 @@ def run(arguments: argparse.Namespace) -> int:
     environ["LISTEN_FDS"] = "1"
     environ["LISTEN_PID"] = str(os.getpid())
     if arguments.emulator:
-        # Its own default is four for each CPU: /health and the 429 have to be reached while everybody waits.
-        environ.setdefault("THREADS", str(settings.max_queue + settings.parallel + 4))
         argv = ["-m", "functions_framework", "--target=http", "--source=handler.py"]
     else:
         argv = ["-m", "gunicorn", "--config=gunicorn.conf.py", "handler:app"]

@@ -15,6 +15,8 @@ from llamafn.errors import SettingsError
 DEFAULT_MODEL = "hf://Qwen/Qwen2.5-0.5B-Instruct-GGUF/qwen2.5-0.5b-instruct-q4_k_m.gguf"
 MODEL_DIRECTORY = "/tmp/models"  # the only place that serverless platforms let us write to
 
+SNAPSHOT_DIRECTORY = "/tmp/llamafn"
+
 
 class Variable(NamedTuple):
     """One environment variable. `parse` returns the value or raises ValueError with the rule that was broken."""
@@ -120,6 +122,14 @@ VARIABLES = (
         "none",
     ),
     Variable(
+        "SNAPSHOT_DIR",
+        str,
+        None,
+        "a directory",
+        "Where prompt snapshots are kept. Those that lie beside the model are read in any case.",
+        f"beside the model, or `{SNAPSHOT_DIRECTORY}`",
+    ),
+    Variable(
         "REQUEST_TIMEOUT_SECONDS",
         number(0.1, 3600),
         45.0,
@@ -179,6 +189,7 @@ class Settings(NamedTuple):
     n_threads: int
     parallel: int
     default_system: str | None
+    snapshot_dir: str | None
     request_timeout_seconds: float
     deadline_margin_ms: int
     max_queue: int

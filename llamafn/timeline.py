@@ -23,47 +23,69 @@ def process_start() -> float:
 
 
 class Timeline:
-    """The phases of one process's cold start, in the order in which they began. Any thread may add to it."""
+    """The phases of one process's cold start, up to its first token. Any thread may add to it."""
 
     def __init__(self, origin: float) -> None:
         self._lock = threading.Lock()
         self._origin = origin
         self._phases: dict[str, tuple[float, float | None]] = {}
+        self._finished = False
+        self.record("interpreter", origin, time.monotonic())
+
+    def record(self, name: str, began: float, ended: float | None) -> None:
+        """Note a phase, in seconds on the monotonic clock. One that is tried again counts from its last beginning."""
+        with self._lock:
+            if not self._finished:
+                self._phases[name] = (began - self._origin, None if ended is None else ended - self._origin)
 
     @contextmanager
     def phase(self, name: str) -> Generator[None, None, None]:
-        """Time a phase. A phase that was timed before counts from now on."""
-        began = time.monotonic() - self._origin
-        with self._lock:
-            self._phases[name] = (began, None)
+        """Time a phase."""
+        began = time.monotonic()
+        self.record(name, began, None)
         try:
             yield
         finally:
-            with self._lock:
-                self._phases[name] = (began, time.monotonic() - self._origin)
+            self.record(name, began, time.monotonic())
 
-    def mark(self, name: str) -> None:
-        """Note a phase that lasted from the process's start until now."""
+    def finish(self, prefill_began: float, first_token_at: float) -> bool:
+        """The first token is there: the cold start is over. False if it was over already."""
+        if self._finished:
+            return False
+        self.record("prefill", prefill_began, first_token_at)
+        self.record("first token", self._origin, first_token_at)
         with self._lock:
-            self._phases.setdefault(name, (0.0, time.monotonic() - self._origin))
+            self._finished = True
+        return True
 
     def restart(self) -> None:
         """Count from now on: this process was forked from one that had been running for a while."""
         with self._lock:
             self._origin = time.monotonic()
             self._phases.clear()
+            self._finished = False
 
     def to_json(self) -> list[dict[str, float | str | None]]:
-        """`{"phase", "start_ms", "ms"}` of each; `ms` is null while it lasts."""
+        """`{"phase", "start_ms", "ms"}` of each, in order of their beginning; `ms` is null while it lasts."""
         with self._lock:
-            return [
-                {
-                    "phase": name,
-                    "start_ms": round(began * 1000, 1),
-                    "ms": None if ended is None else round((ended - began) * 1000, 1),
-                }
+            phases = sorted(self._phases.items(), key=lambda phase: phase[1][0])
+        return [
+            {
+                "phase": name,
+                "start_ms": round(began * 1000, 1),
+                "ms": None if ended is None else round((ended - began) * 1000, 1),
+            }
+            for name, (began, ended) in phases
+        ]
+
+    def server_timing(self) -> str:
+        """The phases as a `Server-Timing` header's value. https://www.w3.org/TR/server-timing/"""
+        with self._lock:
+            return ", ".join(
+                f"{name.replace(' ', '-')};dur={(ended - began) * 1000:.1f}"
                 for name, (began, ended) in self._phases.items()
-            ]
+                if ended is not None
+            )
 
 
 COLD_START = Timeline(process_start())

@@ -6,15 +6,21 @@ from llamafn.deadline import Deadline
 from llamafn.engine.engine import Engine, Generation
 from llamafn.engine.model import Model
 from llamafn.engine.sampling import Sampling
+from llamafn.engine.snapshot import SnapshotStore
 from llamafn.engine.template import ChatTemplate
 
 GREEDY = Sampling(temperature=0)
 
 
-def make_engine(path: str, *, n_ctx: int = 512, parallel: int = 1, max_queue: int = 16) -> Engine:
+def make_engine(
+    path: str, *, n_ctx: int = 512, parallel: int = 1, max_queue: int = 16, snapshots: SnapshotStore | None = None
+) -> Engine:
+    """One thread: two that wait for each other at every graph node crawl where other work has a core."""
     model = Model(path)
     template = ChatTemplate(model.metadata("tokenizer.chat_template"), bos=model.bos, eos=model.eos)
-    return Engine(model, template, n_ctx=n_ctx, n_threads=2, parallel=parallel, max_queue=max_queue)
+    return Engine(
+        model, template, n_ctx=n_ctx, n_threads=1, parallel=parallel, max_queue=max_queue, snapshots=snapshots
+    )
 
 
 def ask(

@@ -70,7 +70,9 @@ class Server:
 def serving(command: list[str], directory: Path, **environ: str) -> Iterator[Server]:
     """Run a server until the end of the block; its log is kept in `directory`."""
     log = directory / f"server-{time.monotonic_ns()}.log"
-    environment = {**os.environ, "GUNICORN_LOG_LEVEL": "info", "PYTHONUNBUFFERED": "1", **environ}
+    # One thread: two that wait for each other at every graph node crawl where other work has a core.
+    defaults = {"GUNICORN_LOG_LEVEL": "info", "PYTHONUNBUFFERED": "1", "N_THREADS": "1"}
+    environment = {**os.environ, **defaults, **environ}
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
     try:

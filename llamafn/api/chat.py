@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Generator
 from typing import Any
 
@@ -15,6 +16,8 @@ from llamafn.web import Request, Response, event_stream, json_response
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from llamafn.engine.engine import Generation
+
+log = logging.getLogger("llamafn")
 
 DEFAULT_MAX_TOKENS = 256
 # Low: the answers are facts and JSON.
@@ -34,7 +37,7 @@ def chat(request: Request, settings: Settings) -> Response:
     from llamafn.engine.sampling import Sampling
 
     generation = engine.generate(
-        engine.prompt(_messages(values, settings)),
+        engine.prompt(_messages(values, settings), keep="system" not in values),
         Sampling(temperature=TEMPERATURE),
         max_tokens=values.get("max_tokens", min(DEFAULT_MAX_TOKENS, settings.n_ctx)),
         deadline=request.deadline,
@@ -44,8 +47,8 @@ def chat(request: Request, settings: Settings) -> Response:
         return event_stream(_events(generation, unknown))
     with generation:
         content = "".join(generation)
-    COLD_START.mark("first answer")
-    return json_response({"content": content, **_summary(generation, unknown)})
+    headers = [("Server-Timing", COLD_START.server_timing())] if _ends_cold_start(generation) else []
+    return json_response({"content": content, **_summary(generation, unknown)}, headers=headers)
 
 
 def _messages(values: dict[str, Any], settings: Settings) -> list[dict[str, str]]:
@@ -62,7 +65,7 @@ def _messages(values: dict[str, Any], settings: Settings) -> list[dict[str, str]
 def _events(generation: Generation, unknown: list[str]) -> Generator[dict[str, Any], None, None]:
     with generation:
         for piece in generation:
-            COLD_START.mark("first token")
+            _ends_cold_start(generation)
             yield {"content": piece}
     yield _summary(generation, unknown)
 
@@ -78,11 +81,25 @@ def _summary(generation: Generation, unknown: list[str]) -> dict[str, Any]:
             "prompt_tokens_details": {"cached_tokens": generation.cached_tokens},
         },
         "timings": {
-            "queue_ms": round(generation.queue_seconds * 1000, 1),
-            "prefill_ms": round(generation.prefill_seconds * 1000, 1),
-            "decode_ms": round(generation.decode_seconds * 1000, 1),
+            "queue_ms": _milliseconds(generation.asked_at, generation.began_at),
+            "prefill_ms": _milliseconds(generation.began_at, generation.first_token_at),
+            "decode_ms": _milliseconds(generation.first_token_at, generation.ended_at),
         },
     }
     if unknown:
         summary["warnings"] = [f"unknown key {key!r} was ignored" for key in unknown]
     return summary
+
+
+def _milliseconds(began: float | None, ended: float | None) -> float | None:
+    return None if began is None or ended is None else round((ended - began) * 1000, 1)
+
+
+def _ends_cold_start(generation: Generation) -> bool:
+    """Whether this answer's first token was the instance's first."""
+    if generation.began_at is None or generation.first_token_at is None:
+        return False
+    if not COLD_START.finish(generation.began_at, generation.first_token_at):
+        return False
+    log.info(json.dumps({"event": "cold start", "phases": COLD_START.to_json()}))
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence as Tokens
 from typing import NamedTuple
 
@@ -95,6 +96,24 @@ class Context:
         if result != 0:
             raise EngineError(f"llama.cpp could not decode a batch of {row} tokens (llama_decode answered {result}).")
         return rows
+
+    def state(self, sequence: int) -> bytearray:
+        """What the cache holds of a sequence, as llama.cpp writes it."""
+        size = llama.llama_state_seq_get_size(self._handle, sequence)
+        state = bytearray(size)
+        buffer = (ctypes.c_uint8 * size).from_buffer(state)
+        written = llama.llama_state_seq_get_data(self._handle, buffer, size, sequence)
+        del buffer
+        del state[written:]
+        return state
+
+    def restore(self, sequence: int, address: int, length: int) -> bool:
+        """Fill an empty sequence with what `state` gave. False if llama.cpp does not take it; it is empty then."""
+        state = ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8))
+        if llama.llama_state_seq_set_data(self._handle, state, length, sequence) > 0:
+            return True
+        llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        return False
 
     def cut(self, sequence: int, length: int) -> int:
         """Forget all but the first `length` tokens of a sequence. Returns how many it kept.

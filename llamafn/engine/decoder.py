@@ -11,111 +11,47 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from llamafn.deadline import Deadline
 from llamafn.engine.bindings import AbortFlag
 from llamafn.engine.context import BATCH_TOKENS, Aborted, Chunk, Context
 from llamafn.engine.model import Model
 from llamafn.engine.sampling import Sampler, Sampling
+from llamafn.engine.snapshot import SnapshotStore
+from llamafn.engine.turn import CachedSequence, Prompt, Turn
 from llamafn.errors import ClientGone, HTTPError, QueueFull
+from llamafn.timeline import COLD_START
 
-# How many tokens an answer may be ahead of the thread that reads it, while another thread leads.
-READ_AHEAD_TOKENS = 8
-# Reuse that saves less than this is not worth reading the same prompt in other batches, which round differently.
-WORTHWHILE_REUSE_TOKENS = 64
 # How often a client's socket is looked at.
 WATCH_SECONDS = 0.05
-
-
-class Prompt:
-    """Tokens to read, and the `boundary`: how many of them come before the user's part.
-
-    A prefill always splits at the boundary, so that its first part is the same whoever asks.
-    """
-
-    __slots__ = ("boundary", "tokens")
-
-    def __init__(self, tokens: list[int], boundary: int = 0) -> None:
-        self.tokens = tokens
-        self.boundary = boundary
-
-
-class _Sequence:
-    """One sequence of the KV cache."""
-
-    __slots__ = ("index", "tokens", "used_at")
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.tokens: list[int] = []  # what the cache holds
-        self.used_at = 0.0
-
-    def common_prefix(self, tokens: Sequence[int]) -> int:
-        length = min(len(self.tokens), len(tokens))
-        if self.tokens[:length] == tokens[:length]:
-            return length
-        return next(i for i in range(length) if self.tokens[i] != tokens[i])
-
-
-class Turn:
-    """One answer under way. Made by `Decoder.begin`; whoever holds it must `Decoder.end` it."""
-
-    __slots__ = (
-        "_sequence",
-        "cached_tokens",
-        "deadline",
-        "ended_by",
-        "error",
-        "is_gone",
-        "pending",
-        "produced",
-        "prompt",
-        "ready",
-        "remaining",
-        "sampler",
-    )
-
-    def __init__(
-        self, prompt: Prompt, sampler: Sampler, max_tokens: int, deadline: Deadline, is_gone: Callable[[], bool] | None
-    ) -> None:
-        self.prompt = prompt
-        self.sampler = sampler
-        self.remaining = max_tokens
-        self.deadline = deadline
-        self.is_gone = is_gone
-        self.cached_tokens = 0  # of the prompt, that did not have to be read
-        self.pending: list[int] = []  # to be read: the rest of the prompt, or the last token
-        self.ready: deque[int] = deque()  # chosen, and not taken yet
-        self.produced = 0
-        self.ended_by: str | None = None  # "stop", "length", "deadline" or "cancelled"
-        self.error: HTTPError | None = None
-        self._sequence: _Sequence | None = None
-
-    @property
-    def sequence(self) -> _Sequence:
-        if self._sequence is None:
-            raise ValueError("the turn has not begun, or has ended")
-        return self._sequence
-
-    def wants_step(self) -> bool:
-        return self.ended_by is None and self.error is None and len(self.ready) < READ_AHEAD_TOKENS
 
 
 class Decoder:
     """A context, the queue for its sequences, and the steps."""
 
-    def __init__(self, model: Model, *, n_ctx: int, n_threads: int, parallel: int, max_queue: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_ctx: int,
+        n_threads: int,
+        parallel: int,
+        max_queue: int,
+        snapshots: SnapshotStore | None = None,
+    ) -> None:
         self._model = model
         self._abort = AbortFlag()
         self._context = Context(model, n_ctx=n_ctx, n_sequences=parallel, n_threads=n_threads, abort=self._abort)
         self._max_queue = max_queue
+        self._snapshots = snapshots
         self._changed = threading.Condition()  # guards all that follows
-        self._free = [_Sequence(index) for index in range(parallel)]
+        self._free = [CachedSequence(index) for index in range(parallel)]
         self._queue: deque[Turn] = deque()
         self._running: list[Turn] = []
         self._in_batch: list[Turn] = []
         self._leading = False
+        self._ending = 0  # turns that want the context for a moment, before the next step
         self._watch: threading.Thread | None = None
         self._closed = False
 
@@ -173,7 +109,7 @@ class Decoder:
                     raise turn.error
                 if turn.ended_by is not None:
                     return None
-                if self._leading:
+                if self._leading or self._ending:
                     self._changed.wait()
                 else:
                     self._lead()
@@ -182,14 +118,19 @@ class Decoder:
     def end(self, turn: Turn) -> None:
         """Give the turn back. What was read and written stays in the cache, for a prompt that begins the same."""
         with self._changed:
-            while turn in self._in_batch:  # another thread is decoding a token that nobody wants any more
-                self._changed.wait()
             self._running.remove(turn)
+            self._ending += 1
+            while self._leading:  # the context is another thread's, which may be decoding a token of this turn
+                self._changed.wait()
+            self._ending -= 1
             turn.sampler.close()
+            state = self._prefix_state(turn)
             turn.sequence.used_at = time.monotonic()
             self._free.append(turn.sequence)
-            turn._sequence = None
+            turn.sequence = None
             self._changed.notify_all()
+        if state is not None and self._snapshots:
+            self._snapshots.save(turn.prompt.prefix, state)
 
     def _wait_in_queue(self, turn: Turn) -> None:
         if len(self._queue) >= self._max_queue:
@@ -213,18 +154,48 @@ class Decoder:
 
     def _take_sequence(self, turn: Turn) -> None:
         """Give the turn the free sequence that knows most of its prompt; of equals, the one unused for longest."""
-        tokens = turn.prompt.tokens
-        sequence = max(self._free, key=lambda free: (free.common_prefix(tokens), -free.used_at))
+        sequence = max(self._free, key=lambda free: (free.reusable(turn.prompt), -free.used_at))
         self._free.remove(sequence)
-        turn._sequence = sequence
-        self._forget(turn, _reusable(sequence.common_prefix(tokens), turn.prompt))
-        turn.cached_tokens = len(sequence.tokens)
-        turn.pending = tokens[turn.cached_tokens :]
+        turn.sequence = sequence
         self._running.append(turn)
         if self._watch is None:
             self._watch = threading.Thread(target=self._watch_turns, name="llamafn-watch", daemon=True)
             self._watch.start()
         self._changed.notify_all()  # the watch must know of its deadline
+
+    def _recall(self, turn: Turn) -> None:
+        """Keep what the sequence knows of the prompt, or load the snapshot that knows more."""
+        prompt, sequence = turn.prompt, turn.sequence
+        known = sequence.reusable(prompt)
+        if known < prompt.boundary and self._restore(turn):
+            known = prompt.boundary
+        self._forget(turn, known)
+        turn.cached_tokens = len(sequence.tokens)
+        turn.pending = prompt.tokens[turn.cached_tokens :]
+
+    def _restore(self, turn: Turn) -> bool:
+        began = time.monotonic()
+        snapshot = self._snapshots and self._snapshots.find(turn.prompt.prefix)
+        if not snapshot:
+            return False
+        self._forget(turn, 0)
+        if self._context.restore(turn.sequence.index, snapshot.address, snapshot.length):
+            turn.sequence.tokens = turn.prompt.prefix
+        snapshot.close()
+        COLD_START.record("snapshot", began, time.monotonic())
+        return bool(turn.sequence.tokens)
+
+    def _prefix_state(self, turn: Turn) -> bytearray | None:
+        """The state to save, if the prompt's prefix is known here and wanted as a snapshot."""
+        prompt, sequence = turn.prompt, turn.sequence
+        if self._snapshots is None or turn.cached_tokens is None or len(sequence.tokens) < prompt.boundary:
+            return None
+        if not prompt.keep and turn.cached_tokens >= prompt.boundary:
+            return None
+        if not self._snapshots.wants(prompt.prefix, keep=prompt.keep):
+            return None
+        self._forget(turn, prompt.boundary)
+        return self._context.state(sequence.index) if len(sequence.tokens) == prompt.boundary else None
 
     def _forget(self, turn: Turn, length: int) -> None:
         """Cut the turn's sequence; what the model cannot cut (a recurrent one) has to be read again."""
@@ -236,6 +207,9 @@ class Decoder:
     def _lead(self) -> None:
         """Run one step, with the lock released while llama.cpp computes."""
         self._leading = True
+        for turn in self._running:
+            if turn.cached_tokens is None:
+                self._recall(turn)
         chunks = self._next_batch()
         if not chunks:
             self._leading = False
@@ -292,7 +266,6 @@ class Decoder:
             return
         turn.ready.append(token)
         turn.pending = [token]
-        turn.produced += 1
         turn.remaining -= 1
         if turn.remaining <= 0:
             turn.ended_by = "length"
@@ -322,21 +295,6 @@ class Decoder:
         if any(turn.is_gone is not None for turn in going):
             return WATCH_SECONDS
         return _timeout(min((turn.deadline.remaining() for turn in going), default=float("inf")))
-
-
-def _reusable(common: int, prompt: Prompt) -> int:
-    """How many of the first `common` tokens to keep: not all that could be.
-
-    One token at least must be read, to have its logits. And a prompt is read in the same batches as the first time
-    where that costs little: batches of other sizes round differently, and at temperature 0 the same request should
-    have the same answer. So what lies past the boundary is only reused if it saves much, as in a long conversation,
-    and not at all if the whole prompt is known, which is the same request again.
-    """
-    if common >= len(prompt.tokens):
-        common = min(prompt.boundary, len(prompt.tokens) - 1)
-    elif prompt.boundary <= common < prompt.boundary + WORTHWHILE_REUSE_TOKENS:
-        common = prompt.boundary
-    return min(common, len(prompt.tokens) - 1)
 
 
 def _timeout(seconds: float) -> float | None:

@@ -7,11 +7,13 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from llamafn.deadline import Deadline
-from llamafn.engine.decoder import Decoder, Prompt
+from llamafn.engine.decoder import Decoder
 from llamafn.engine.model import Model
 from llamafn.engine.sampling import Sampling
+from llamafn.engine.snapshot import SnapshotStore
 from llamafn.engine.template import ChatTemplate
 from llamafn.engine.text import TextStream
+from llamafn.engine.turn import Prompt
 from llamafn.errors import PromptTooLong
 
 # Stands for the user's words when the template is asked what comes before them.
@@ -22,12 +24,22 @@ class Engine:
     """A model with its context, ready to answer. Methods may be called from any thread."""
 
     def __init__(
-        self, model: Model, template: ChatTemplate, *, n_ctx: int, n_threads: int, parallel: int, max_queue: int
+        self,
+        model: Model,
+        template: ChatTemplate,
+        *,
+        n_ctx: int,
+        n_threads: int,
+        parallel: int,
+        max_queue: int,
+        snapshots: SnapshotStore | None = None,
     ) -> None:
         self.model = model
         self.n_ctx = n_ctx
         self._template = template
-        self._decoder = Decoder(model, n_ctx=n_ctx, n_threads=n_threads, parallel=parallel, max_queue=max_queue)
+        self._decoder = Decoder(
+            model, n_ctx=n_ctx, n_threads=n_threads, parallel=parallel, max_queue=max_queue, snapshots=snapshots
+        )
         # System prompts are few and the same: (text, tokens) that come before the user's part, for each.
         self._prefixes: dict[str | None, tuple[str, list[int]]] = {}
 
@@ -46,8 +58,10 @@ class Engine:
         """Requests that wait for their turn."""
         return self._decoder.queued
 
-    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> Prompt:
+    def prompt(self, messages: Sequence[Mapping[str, Any]], *, keep: bool = False) -> Prompt:
         """The tokens of a conversation, as the model's own template renders it.
+
+        With `keep`, a snapshot of what comes before the user's words is saved the first time, not the second.
 
         Raises:
             BadRequest: the template refuses the messages.
@@ -61,7 +75,7 @@ class Engine:
                 f"{self.n_ctx} tokens (N_CTX), and the answer needs at least one.",
                 hint="Shorten the system prompt or the message, or raise N_CTX.",
             )
-        return Prompt(tokens, self._boundary(messages, text, tokens))
+        return Prompt(tokens, self._boundary(messages, text, tokens), keep=keep)
 
     def generate(
         self,
@@ -80,22 +94,20 @@ class Engine:
         max_tokens = min(max_tokens, self.n_ctx - len(prompt.tokens))
         return Generation(self.model, self._decoder, prompt, sampling, max_tokens, stop, deadline, is_gone)
 
-    def read(self, messages: Sequence[Mapping[str, Any]], deadline: Deadline) -> int:
-        """Read the part of a conversation that comes before the user's words, so that it is known. Returns its tokens.
+    def read(self, system: str, deadline: Deadline) -> int:
+        """Read a system prompt, so that it is known, and keep a snapshot of it. Returns its number of tokens.
 
         Raises:
             DeadlinePassed: it could not be read in time. What was read is kept.
         """
-        prompt = self.prompt([*messages, {"role": "user", "content": _USER_MARK}])
-        prefix = Prompt(prompt.tokens[: prompt.boundary], prompt.boundary)
-        if not prefix.tokens:
-            return 0
-        with self.generate(prefix, Sampling(temperature=0), max_tokens=1, deadline=deadline) as reading:
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": _USER_MARK}]
+        prompt = self.prompt(messages, keep=True)
+        with self.generate(prompt, Sampling(temperature=0), max_tokens=1, deadline=deadline) as reading:
             for _ in reading:
                 pass
         if reading.finish_reason == "deadline":
-            deadline.check("reading the system prompt")
-        return len(prefix.tokens)
+            deadline.check("the system prompt was being read")
+        return prompt.boundary
 
     def _tokenize(self, text: str) -> list[int]:
         # A template that writes the beginning-of-sequence token itself must not get it twice.
@@ -141,9 +153,11 @@ class Generation:
         self.prompt_tokens = len(prompt.tokens)
         self.cached_tokens = 0  # of the prompt's, that were known and not read again
         self.completion_tokens = 0
-        self.queue_seconds = 0.0
-        self.prefill_seconds = 0.0  # from the turn's beginning to the first token
-        self.decode_seconds = 0.0  # from the first token to the last
+        # On the monotonic clock, in seconds; None for what was not reached.
+        self.asked_at = time.monotonic()
+        self.began_at: float | None = None  # its turn had come
+        self.first_token_at: float | None = None
+        self.ended_at: float | None = None
         self._pieces = self._run(model, decoder, prompt, sampling, max_tokens, stop, deadline, is_gone)
 
     def __iter__(self) -> Iterator[str]:
@@ -170,17 +184,13 @@ class Generation:
         deadline: Deadline,
         is_gone: Callable[[], bool] | None,
     ) -> Generator[str, None, None]:
-        asked = time.monotonic()
         turn = decoder.begin(prompt, sampling, max_tokens, deadline, is_gone)
-        began = first = time.monotonic()
-        self.queue_seconds = began - asked
-        self.cached_tokens = turn.cached_tokens
+        self.began_at = time.monotonic()
         text = TextStream(stop)
         try:
             while (token := decoder.next_token(turn)) is not None:
-                if self.completion_tokens == 0:
-                    first = time.monotonic()
-                    self.prefill_seconds = first - began
+                if self.first_token_at is None:
+                    self.first_token_at = time.monotonic()
                 self.completion_tokens += 1
                 piece = text.push(model.piece(token))
                 if piece:
@@ -192,5 +202,6 @@ class Generation:
                 yield rest
             self.finish_reason = "stop" if text.stopped else turn.ended_by
         finally:
-            self.decode_seconds = time.monotonic() - first
+            self.ended_at = time.monotonic()
+            self.cached_tokens = turn.cached_tokens or 0
             decoder.end(turn)

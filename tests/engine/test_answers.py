@@ -106,7 +106,7 @@ def test_reading_a_system_prompt_ahead_leaves_the_user_part_to_read(engine: Engi
     from llamafn.deadline import Deadline
 
     system = "You know all about irrigation, soil and weather, and answer in one sentence."
-    read = engine.read([{"role": "system", "content": system}], Deadline.after(60))
+    read = engine.read(system, Deadline.after(60))
     _, generation = ask(engine, "Hello", system=system, max_tokens=1)
     assert generation.cached_tokens == read > 10
 
@@ -125,7 +125,14 @@ def test_the_bindings_need_neither_numpy_nor_the_package_front_door() -> None:
 
 
 def test_the_ordinary_import_still_works_after_ours() -> None:
-    """Falling back: the bindings module, when the front door was opened before."""
-    code = "import llama_cpp, llamafn.engine.bindings as b; assert b.llama is llama_cpp.llama_cpp; print(b.version())"
+    """Falling back: the bindings module, when the front door was opened before.
+
+    The front door imports numpy and diskcache, which ./build does not install: stand-ins, since nothing of theirs runs.
+    """
+    code = (
+        "import sys; from unittest.mock import MagicMock\n"
+        "sys.modules.update((name, MagicMock()) for name in ('numpy', 'numpy.typing', 'diskcache'))\n"
+        "import llama_cpp, llamafn.engine.bindings as b; assert b.llama is llama_cpp.llama_cpp; print(b.version())"
+    )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip()

@@ -42,7 +42,7 @@ def test_a_deadline_stops_a_decode_with_what_there_is(engine: Engine) -> None:
 
 def test_a_deadline_stops_a_prefill_in_the_middle_of_a_batch(wide_engine: Engine) -> None:
     """One batch is 512 tokens; if it could not be stopped, the first one at least would be in the cache."""
-    wide_engine.read([{"role": "system", "content": "Be brief."}], Deadline.after(60))
+    wide_engine.read("Be brief.", Deadline.after(60))
     words = "rain and sun " * 600
     text, generation = ask(wide_engine, words, deadline=Deadline.after(0.02))
     assert (text, generation.finish_reason, generation.completion_tokens) == ("", "deadline", 0)

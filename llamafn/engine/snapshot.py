@@ -1,0 +1,202 @@
+"""Prompt snapshots: the KV cache after a fixed prefix, read once and loaded ever after.
+
+Reading a system prompt of 1,100 tokens takes seconds on two CPUs; loading what llama.cpp knew after reading it takes
+milliseconds. A snapshot is one file, named by everything that its content depends on. One that is cut, damaged or of
+another model is not trusted but made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import logging
+import mmap
+import os
+import struct
+import tempfile
+import zlib
+from array import array
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from llamafn.engine.bindings import version
+from llamafn.engine.context import BATCH_TOKENS
+
+log = logging.getLogger("llamafn")
+
+# A shorter prefix is read sooner than a file is found.
+SHORTEST_PREFIX = 32
+MAX_SNAPSHOTS = 16
+MAX_BYTES = 128 << 20
+SUFFIX = ".snapshot"
+
+_HEADER = struct.Struct("<8s32sIQ")  # magic, key, CRC-32 of the state, its length in bytes
+_MAGIC = b"llamafn1"
+# How many of a model's pages its fingerprint looks at.
+_FINGERPRINT_PAGES = 64
+_PAGE = 4096
+
+
+def fingerprint(path: str) -> str:
+    """What tells a GGUF from every other, in a millisecond: its size and 64 pages, evenly spread, in SHA-256.
+
+    The digest of the whole file would do the same for a second of every cold start.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        digest.update(size.to_bytes(8, "little"))
+        for number in range(_FINGERPRINT_PAGES):
+            file.seek(max(0, size - _PAGE) * number // (_FINGERPRINT_PAGES - 1))
+            digest.update(file.read(_PAGE))
+    return digest.hexdigest()
+
+
+class Snapshot:
+    """A snapshot's state, mapped and checked. Close it once it is loaded."""
+
+    def __init__(self, mapped: mmap.mmap) -> None:
+        self._mapped = mapped
+        self._bytes = (ctypes.c_char * len(mapped)).from_buffer(mapped)
+
+    @property
+    def address(self) -> int:
+        return ctypes.addressof(self._bytes) + _HEADER.size
+
+    @property
+    def length(self) -> int:
+        return len(self._mapped) - _HEADER.size
+
+    def close(self) -> None:
+        del self._bytes
+        self._mapped.close()
+
+
+class _Kept(NamedTuple):
+    path: str
+    bytes: int
+    used_at: float
+
+
+class SnapshotStore:
+    """Snapshots of one model under one set of context parameters, in directories.
+
+    All `directories` are looked through; the first that can be written to is kept within bounds, the least recently
+    used out first.
+    """
+
+    def __init__(self, model_path: str, n_ctx: int, directories: Sequence[str]) -> None:
+        self._model_path = model_path
+        self._n_ctx = n_ctx
+        self._directories = directories
+        self._seen: set[bytes] = set()
+        self._writable = True
+
+    def find(self, prefix: Sequence[int]) -> Snapshot | None:
+        """The snapshot of exactly these tokens, checked; None if there is none that can be trusted."""
+        if len(prefix) < SHORTEST_PREFIX:
+            return None
+        key = self._key(prefix)
+        for directory in self._directories:
+            path = self._path(directory, key)
+            try:
+                with open(path, "rb") as file:
+                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                problem = _problem(mapped, key)
+            except OSError:
+                continue
+            except ValueError:  # mmap's word for it
+                problem = "it is empty"
+            with contextlib.suppress(OSError):  # a shipped one may be read-only
+                if problem is None:
+                    os.utime(path)  # used just now
+                else:
+                    os.unlink(path)
+            if problem is None:
+                return Snapshot(mapped)
+            log.warning("The snapshot %s is not trusted and will be made again: %s.", path, problem)
+        return None
+
+    def wants(self, prefix: Sequence[int], *, keep: bool) -> bool:
+        """Whether to save a prefix that had to be read: one to `keep` unless it is there, another at second sight."""
+        if len(prefix) < SHORTEST_PREFIX or not self._writable:
+            return False
+        key = self._key(prefix)
+        if keep:
+            return not any(os.path.exists(self._path(directory, key)) for directory in self._directories)
+        if key in self._seen:
+            return True
+        if len(self._seen) >= 1024:  # callers whose every system prompt is new
+            self._seen.clear()
+        self._seen.add(key)
+        return False
+
+    def save(self, prefix: Sequence[int], state: bytearray) -> str | None:
+        """Write a snapshot, whole or not at all. Returns its path; None if there is no place for it."""
+        key = self._key(prefix)
+        header = _HEADER.pack(_MAGIC, key, zlib.crc32(state), len(state))
+        for directory in self._directories:
+            path = self._path(directory, key)
+            try:
+                os.makedirs(directory, exist_ok=True)
+                _make_room(directory, len(state))
+                with tempfile.NamedTemporaryFile(dir=directory, suffix=".tmp", delete=False) as file:
+                    try:
+                        file.write(header)
+                        file.write(state)
+                        file.flush()
+                        os.replace(file.name, path)
+                    except BaseException:
+                        os.unlink(file.name)
+                        raise
+            except OSError as error:
+                log.info("No snapshot can be kept in %s: %s.", directory, error.strerror)
+                continue
+            self._seen.discard(key)
+            log.info("Kept a snapshot of %d tokens, %.1f MB: %s", len(prefix), len(state) / 1e6, path)
+            return path
+        self._writable = False
+        return None
+
+    @staticmethod
+    def _path(directory: str, key: bytes) -> str:
+        return os.path.join(directory, key.hex() + SUFFIX)
+
+    def _key(self, prefix: Sequence[int]) -> bytes:
+        return hashlib.sha256(self._identity + array("i", prefix).tobytes()).digest()
+
+    @functools.cached_property
+    def _identity(self) -> bytes:
+        """What a snapshot depends on beside its tokens. Asked for when the model's file is whole."""
+        model = fingerprint(self._model_path)
+        return f"{model} llama.cpp {version()} n_ctx={self._n_ctx} batch={BATCH_TOKENS} kv=f16 ".encode()
+
+
+def _problem(mapped: mmap.mmap, key: bytes) -> str | None:
+    if len(mapped) < _HEADER.size:
+        return "it is cut"
+    magic, its_key, checksum, length = _HEADER.unpack_from(mapped)
+    if magic != _MAGIC:
+        return "it is no snapshot"
+    if its_key != key:
+        return "it is of another prompt or model"
+    if len(mapped) != _HEADER.size + length:
+        return "it is cut"
+    with memoryview(mapped) as whole, whole[_HEADER.size :] as state:
+        return None if zlib.crc32(state) == checksum else "its checksum is wrong"
+
+
+def _make_room(directory: str, length: int) -> None:
+    """Remove the least recently used until one of `length` bytes more is within bounds."""
+    kept = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name.endswith(SUFFIX):
+                found = entry.stat()
+                kept.append(_Kept(entry.path, found.st_size, found.st_mtime))
+    kept.sort(key=lambda snapshot: snapshot.used_at)
+    while kept and (len(kept) >= MAX_SNAPSHOTS or sum(each.bytes for each in kept) + length > MAX_BYTES):
+        with contextlib.suppress(FileNotFoundError):  # another process makes room, too
+            os.unlink(kept.pop(0).path)

@@ -1,0 +1,112 @@
+"""One answer's place in the engine: what it reads, what it has written, and where that is kept."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence as Tokens
+
+from llamafn.deadline import Deadline
+from llamafn.engine.sampling import Sampler
+from llamafn.errors import HTTPError
+
+# How many tokens an answer may be ahead of the thread that reads it, while another thread leads.
+READ_AHEAD_TOKENS = 8
+# Reuse that saves less than this is not worth reading the same prompt in other batches, which round differently.
+WORTHWHILE_REUSE_TOKENS = 64
+
+
+class Prompt:
+    """Tokens to read, and the `boundary`: how many of them come before the user's part.
+
+    A prefill always splits at the boundary, so that its first part is the same whoever asks, and can be kept.
+    """
+
+    __slots__ = ("boundary", "keep", "tokens")
+
+    def __init__(self, tokens: list[int], boundary: int = 0, *, keep: bool = False) -> None:
+        self.tokens = tokens
+        self.boundary = boundary
+        self.keep = keep  # its prefix is worth a snapshot the first time it is read
+
+    @property
+    def prefix(self) -> list[int]:
+        return self.tokens[: self.boundary]
+
+
+class CachedSequence:
+    """One sequence of the KV cache."""
+
+    __slots__ = ("index", "tokens", "used_at")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.tokens: list[int] = []  # what the cache holds
+        self.used_at = 0.0
+
+    def reusable(self, prompt: Prompt) -> int:
+        """How many of the prompt's tokens to take from here: not all that could be.
+
+        One token at least must be read, to have its logits. And a prompt is read in the same batches as the first time
+        where that costs little: batches of other sizes round differently, and at temperature 0 the same request should
+        have the same answer. So what lies past the boundary is only reused if it saves much, as in a long
+        conversation, and not at all if the whole prompt is known, which is the same request again.
+        """
+        known = _common_prefix(self.tokens, prompt.tokens)
+        last = len(prompt.tokens) - 1
+        if known > last or prompt.boundary <= known < prompt.boundary + WORTHWHILE_REUSE_TOKENS:
+            return min(prompt.boundary, last)
+        return known
+
+
+class Turn:
+    """One answer under way. Made by `Decoder.begin`; whoever holds it must `Decoder.end` it."""
+
+    __slots__ = (
+        "_sequence",
+        "cached_tokens",
+        "deadline",
+        "ended_by",
+        "error",
+        "is_gone",
+        "pending",
+        "prompt",
+        "ready",
+        "remaining",
+        "sampler",
+    )
+
+    def __init__(
+        self, prompt: Prompt, sampler: Sampler, max_tokens: int, deadline: Deadline, is_gone: Callable[[], bool] | None
+    ) -> None:
+        self.prompt = prompt
+        self.sampler = sampler
+        self.remaining = max_tokens
+        self.deadline = deadline
+        self.is_gone = is_gone
+        self.cached_tokens: int | None = None  # of the prompt, that did not have to be read; None until it is looked up
+        self.pending: list[int] = []  # to be read: the rest of the prompt, or the last token
+        self.ready: deque[int] = deque()  # chosen, and not taken yet
+        self.ended_by: str | None = None  # "stop", "length", "deadline" or "cancelled"
+        self.error: HTTPError | None = None
+        self._sequence: CachedSequence | None = None
+
+    @property
+    def sequence(self) -> CachedSequence:
+        if self._sequence is None:
+            raise ValueError("the turn has not begun, or has ended")
+        return self._sequence
+
+    @sequence.setter
+    def sequence(self, sequence: CachedSequence | None) -> None:
+        self._sequence = sequence
+
+    def wants_step(self) -> bool:
+        return self.ended_by is None and self.error is None and len(self.ready) < READ_AHEAD_TOKENS
+
+
+def _common_prefix(one: Tokens[int], other: Tokens[int]) -> int:
+    length = min(len(one), len(other))
+    if one[:length] == other[:length]:
+        return length
+    return next(i for i in range(length) if one[i] != other[i])

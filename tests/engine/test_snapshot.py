@@ -1,0 +1,173 @@
+"""Prompt snapshots: used when they are right, ignored and made again when they are not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from llamafn.deadline import Deadline
+from llamafn.engine import snapshot as module
+from llamafn.engine.engine import Engine
+from llamafn.engine.snapshot import SnapshotStore, fingerprint
+from tests.engines import ask, make_engine
+
+SYSTEM = "You are an agronomist. You know all about irrigation, soil, weather, maize, beans and coffee. " * 4
+COUNT = "Count from 1 to 10, separated by commas."
+
+MakeEngine = Callable[..., Engine]
+
+
+@pytest.fixture
+def make(model_path: str, tmp_path: Path) -> Iterator[MakeEngine]:
+    """A new engine, as after a cold start, that keeps its snapshots in `tmp_path`."""
+    engines = []
+
+    def make(n_ctx: int = 512, parallel: int = 1) -> Engine:
+        store = SnapshotStore(model_path, n_ctx, [str(tmp_path)])
+        engines.append(make_engine(model_path, n_ctx=n_ctx, parallel=parallel, snapshots=store))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+def snapshots(directory: Path) -> list[Path]:
+    return sorted(directory.glob("*.snapshot"))
+
+
+def test_the_same_tokens_with_and_without_and_no_prefill_of_the_prefix(make: MakeEngine, tmp_path: Path) -> None:
+    first = make()
+    fresh, without = ask(first, COUNT, system=SYSTEM, max_tokens=24)
+    read = first.read(SYSTEM, Deadline.after(60))
+    assert without.cached_tokens == 0
+    again, with_it = ask(make(), COUNT, system=SYSTEM, max_tokens=24)
+    assert again == fresh
+    assert with_it.cached_tokens == read > 60
+    assert with_it.prompt_tokens == without.prompt_tokens
+    assert len(snapshots(tmp_path)) == 1
+
+
+def test_a_prefix_is_kept_at_second_sight(make: MakeEngine, tmp_path: Path) -> None:
+    """Two callers with system prompts of their own take turns: from the third time on, neither has to be read."""
+    engine = make()
+    seen: list[int] = []
+    for _ in range(3):
+        systems = (SYSTEM, "Answer in Spanish. " + SYSTEM)
+        seen.extend(ask(engine, COUNT, system=system, max_tokens=2)[1].cached_tokens for system in systems)
+        assert len(snapshots(tmp_path)) == (0 if len(seen) == 2 else 2)
+    assert seen[4] > 60
+    assert seen[5] > 60
+
+
+def test_a_short_prefix_is_not_worth_a_file(make: MakeEngine, tmp_path: Path) -> None:
+    make().read("Be brief.", Deadline.after(60))
+    assert snapshots(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda data: b"", "it is empty"),
+        (lambda data: data[:20], "it is cut"),
+        (lambda data: data[:-1], "it is cut"),
+        (lambda data: data + b"x", "it is cut"),
+        (lambda data: b"x" + data[1:], "it is no snapshot"),
+        (lambda data: data[:8] + bytes(32) + data[40:], "it is of another prompt or model"),
+        (lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:], "its checksum is wrong"),
+    ],
+    ids=["empty", "header cut", "cut", "longer", "foreign", "renamed", "one bit"],
+)
+def test_a_damaged_snapshot_is_ignored_and_made_again(
+    make: MakeEngine,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[bytes], bytes],
+    said: str,
+) -> None:
+    make().read(SYSTEM, Deadline.after(60))
+    (path,) = snapshots(tmp_path)
+    good = path.read_bytes()
+    path.write_bytes(damage(good))
+    engine = make()
+    text, generation = ask(engine, COUNT, system=SYSTEM, max_tokens=12)
+    assert text.startswith("1")
+    assert generation.cached_tokens == 0
+    assert said in caplog.text
+    make().read(SYSTEM, Deadline.after(60))
+    assert snapshots(tmp_path) == [path]
+    assert path.read_bytes() == good
+
+
+def test_a_state_that_llama_cpp_refuses_is_read_again(make: MakeEngine, tmp_path: Path, model_path: str) -> None:
+    """A file that is right in form and wrong in content, as from a llama.cpp that changed its format in silence."""
+    engine = make()
+    read = engine.read(SYSTEM, Deadline.after(60))
+    prefix = engine.prompt([{"role": "system", "content": SYSTEM}, {"role": "user", "content": COUNT}]).tokens[:read]
+    SnapshotStore(model_path, 512, [str(tmp_path)]).save(prefix, bytearray(b"\x07" * 5000))
+    text, generation = ask(make(), COUNT, system=SYSTEM, max_tokens=12)
+    assert text.startswith("1")
+    assert generation.cached_tokens == 0
+
+
+def test_another_context_size_has_other_snapshots(make: MakeEngine, tmp_path: Path) -> None:
+    make(n_ctx=512).read(SYSTEM, Deadline.after(60))
+    _, generation = ask(make(n_ctx=768), COUNT, system=SYSTEM, max_tokens=1)
+    assert generation.cached_tokens == 0
+
+
+def test_a_fingerprint_tells_models_apart(tmp_path: Path, model_path: str) -> None:
+    copy = tmp_path / "copy.gguf"
+    shutil.copyfile(model_path, copy)
+    assert fingerprint(str(copy)) == fingerprint(model_path)
+    with copy.open("r+b") as file:  # the weights of another training, say
+        for offset in range(8 << 20, os.path.getsize(copy), 1 << 20):
+            file.seek(offset)
+            file.write(b"\x55" * (1 << 19))
+    assert fingerprint(str(copy)) != fingerprint(model_path)
+    copy.write_bytes(b"GGUF")
+    assert fingerprint(str(copy)) != fingerprint(model_path)
+
+
+def test_the_least_recently_used_goes_first(
+    make: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_path: str
+) -> None:
+    monkeypatch.setattr(module, "MAX_SNAPSHOTS", 2)
+    store = SnapshotStore(model_path, 512, [str(tmp_path)])
+    prefixes = [list(range(start, start + 40)) for start in range(3)]
+    for age, prefix in enumerate(prefixes[:2]):
+        path = store.save(prefix, bytearray(100))
+        assert path
+        os.utime(path, (1000 + age, 1000 + age))
+    found = store.find(prefixes[0])  # used now
+    assert found
+    found.close()
+    store.save(prefixes[2], bytearray(100))
+    kept = [store.find(prefix) for prefix in prefixes]
+    assert [snapshot is not None for snapshot in kept] == [True, False, True]
+    for snapshot in kept:
+        if snapshot:
+            snapshot.close()
+
+
+def test_bytes_are_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_path: str) -> None:
+    monkeypatch.setattr(module, "MAX_BYTES", 1000)
+    store = SnapshotStore(model_path, 512, [str(tmp_path)])
+    for start in range(3):
+        store.save(list(range(start, start + 40)), bytearray(400))
+    assert sum(path.stat().st_size for path in snapshots(tmp_path)) <= 1000
+    assert list(tmp_path.glob("*.tmp")) == []
+
+
+def test_the_first_directory_that_can_be_written_to_is_used(tmp_path: Path, model_path: str) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a directory")
+    store = SnapshotStore(model_path, 512, [str(blocked), str(tmp_path / "here")])
+    path = store.save(list(range(40)), bytearray(100))
+    assert path
+    assert Path(path).parent == tmp_path / "here"
+    assert SnapshotStore(model_path, 512, [str(blocked)]).save(list(range(40)), bytearray(100)) is None
