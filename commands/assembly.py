@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from commands.kept_build import built_once, cache_directory, run_logged
+from commands.kept_build import built_once, cache_root, run_logged
 from commands.portable_engine import ARCHITECTURES, Recipe, portable_engine
 from commands.terminal import CommandFailed, step
 
@@ -44,11 +44,21 @@ class Purpose(NamedTuple):
 
 PURPOSES = {
     "lambda": Purpose(ALWAYS),
-    "server": Purpose((*ALWAYS, "gunicorn", "packaging"), ("gunicorn.conf.py",)),
+    "server": Purpose(
+        (*ALWAYS, "gunicorn", "packaging"),
+        ("gunicorn.conf.py",),
+        # Google's buildpack takes a directory with a requirements.txt for Python's, and starts what Procfile says.
+        {
+            ".python-version": "{python}\n",
+            "requirements.txt": "# Nothing: all that runs lies here.\n",
+            "Procfile": "web: HOST=0.0.0.0 python -m gunicorn handler:app\n",
+        },
+    ),
     # The buildpack installs requirements.txt, and would install a functions-framework of its own choice without.
     "functions": Purpose(
         ALWAYS,
         written={
+            ".python-version": "{python}\n",
             "main.py": '"""Where Google\'s buildpack looks for the function."""\n\nfrom handler import http as http\n',
             "requirements.txt": "{functions-framework}\n",
         },
@@ -87,7 +97,7 @@ def assemble(plan: Plan, directory: Path, environ: Mapping[str, str]) -> None:
         shutil.copyfile(source, target)
         target.chmod(0o755 if os.access(source, os.X_OK) and not name.endswith(".py") else 0o644)
     for name, text in purpose.written.items():
-        (directory / name).write_text(text.format_map(pinned), encoding="utf-8")
+        (directory / name).write_text(text.format_map({**pinned, "python": plan.python}), encoding="utf-8")
     compile_bytecode(directory, plan.python, environ)
 
 
@@ -146,7 +156,7 @@ def _packages(requirements: Sequence[str], plan: Plan, environ: Mapping[str, str
             run_logged([*pip, *target, *platform, *requirements], environ, log, failure=failure)
         return directory / "finished"
 
-    return built_once(cache_directory(environ) / "packages", name, build)
+    return built_once(cache_root(environ) / "packages", name, build)
 
 
 def compile_bytecode(directory: Path, python: str, environ: Mapping[str, str]) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from commands.kept_build import built_once, cache_directory, run_logged
+from commands.kept_build import built_once, cache_root, run_logged
 from commands.terminal import CommandFailed, step
 from llamafn.cpu_quota import usable_cpus
 
@@ -76,7 +76,11 @@ def engine_wheel(python: Path, recipe: Recipe, environ: Mapping[str, str]) -> Pa
     def build(directory: Path, log: Path) -> Path:
         return _build(python, recipe, environ, directory, log)
 
-    return next(built_once(cache_directory(environ) / "wheels", recipe.name, build).glob("*.whl"))
+    return next(built_once(cache_directory(environ), recipe.name, build).glob("*.whl"))
+
+
+def cache_directory(environ: Mapping[str, str]) -> Path:
+    return cache_root(environ) / "wheels"
 
 
 def required_version(requirements: str) -> str:
@@ -189,18 +193,21 @@ def _zig_compiler(python: Path, directory: Path, environ: Mapping[str, str], log
 
 # zig knows no -march: CMake's `-march=armv8.2-a+dotprod+fp16` is its `-mcpu=generic+v8_2a+dotprod+fullfp16`.
 ZIG_TOOL = """\
-#!/bin/bash
-arguments=()
-for argument; do
-    if [[ $argument =~ ^-march=armv([0-9])(\\.([0-9]))?-a(.*)$ ]]; then
-        level=v${{BASH_REMATCH[1]}}${{BASH_REMATCH[3]:+_${{BASH_REMATCH[3]}}}}a
-        features=${{BASH_REMATCH[4]//+fp16/+fullfp16}}
-        argument=-mcpu=generic+$level$features
-    fi
-    arguments+=("$argument")
+#!/bin/sh
+for argument do
+    shift
+    case $argument in
+        -march=armv*) argument=$(echo "$argument" | sed -E {translation}) ;;
+    esac
+    set -- "$@" "$argument"
 done
-exec {zig} {tool} {target} "${{arguments[@]}}"
+exec {zig} {tool} {target} "$@"
 """
+ARM_TRANSLATION = (
+    r"s/^-march=armv([0-9])-a/-mcpu=generic+v\1a/; "
+    r"s/^-march=armv([0-9])\.([0-9])-a/-mcpu=generic+v\1_\2a/; "
+    r"s/\+fp16/+fullfp16/"
+)
 
 
 def zig_tools(zig: Path, directory: Path, target: str = "") -> dict[str, str]:
@@ -209,7 +216,9 @@ def zig_tools(zig: Path, directory: Path, target: str = "") -> dict[str, str]:
     for tool in ("cc", "c++", "ar", "ranlib"):
         script = directory / f"zig-{tool}"
         targeted = f"-target {target}" if target and tool in ("cc", "c++") else ""
-        text = ZIG_TOOL.format(zig=shlex.quote(str(zig)), tool=tool, target=targeted)
+        text = ZIG_TOOL.format(
+            translation=shlex.quote(ARM_TRANSLATION), zig=shlex.quote(str(zig)), tool=tool, target=targeted
+        )
         script.write_text(text, encoding="utf-8")
         script.chmod(0o755)
         tools[tool] = str(script)

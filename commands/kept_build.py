@@ -31,7 +31,7 @@ CAUSES = (
 )
 
 
-def cache_directory(environ: Mapping[str, str]) -> Path:
+def cache_root(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llamafn"
 
 

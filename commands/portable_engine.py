@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from commands.engine_wheel import compiler_progress, required_version, zig_tools
-from commands.kept_build import built_once, cache_directory, run_logged
+from commands.kept_build import built_once, cache_root, run_logged
 from commands.terminal import CommandFailed, step
 from llamafn.cpu_quota import usable_cpus
 
@@ -128,7 +128,7 @@ def portable_engine(recipe: Recipe, environ: Mapping[str, str]) -> Path:
     def build(directory: Path, log: Path) -> Path:
         return _build(recipe, environ, directory, log)
 
-    return built_once(cache_directory(environ) / "engines", recipe.name, build)
+    return built_once(cache_root(environ) / "engines", recipe.name, build)
 
 
 def _build(recipe: Recipe, environ: Mapping[str, str], directory: Path, log: Path) -> Path:

@@ -27,13 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arch", choices=ARCHITECTURES, default="x86_64", help="default: %(default)s")
     parser.add_argument("--python", default="3.13", metavar="3.x", help="the managed runtime; default: %(default)s")
     parser.add_argument("--with-boto3", action="store_true", help="the pinned one, and not the runtime's")
-    parser.add_argument("--output", type=Path, help="default: dist/llamafn-<arch>.zip")
+    parser.add_argument("--output", type=Path, help="default: dist/llamafn.zip, which template.yaml deploys")
 
 
 def run(arguments: argparse.Namespace) -> int:
     if not re.fullmatch(r"3\.\d\d", arguments.python):
         raise CommandFailed(f"--python {arguments.python}: expected a minor version, as 3.13.")
-    output = arguments.output or ROOT / "dist" / f"llamafn-{arguments.arch}.zip"
+    output = arguments.output or ROOT / "dist" / "llamafn.zip"
     plan = Plan("lambda", arguments.arch, arguments.python, with_boto3=arguments.with_boto3)
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary) / "package"

@@ -9,12 +9,13 @@ import pytest
 from commands import environment
 from commands.engine_wheel import (
     Recipe,
+    cache_directory,
     cpu_features,
     engine_wheel,
     has_compiler,
     required_version,
 )
-from commands.kept_build import cache_directory, likely_cause
+from commands.kept_build import likely_cause
 from commands.terminal import CommandFailed
 
 RECIPE = Recipe("0.3.36", ("-DGGML_NATIVE=ON",), "avx avx2", "linux x86_64 glibc 2.36", "system", ())
@@ -88,7 +89,7 @@ def test_a_compiler_is_one_for_c_and_one_for_cxx(
 
 def test_a_cached_wheel_is_used_without_running_anything(tmp_path: Path) -> None:
     environ = {"XDG_CACHE_HOME": str(tmp_path)}
-    wheel = cache_directory(environ) / "wheels" / RECIPE.name / "llama_cpp_python-0.3.36-py3-none-linux_x86_64.whl"
+    wheel = cache_directory(environ) / RECIPE.name / "llama_cpp_python-0.3.36-py3-none-linux_x86_64.whl"
     wheel.parent.mkdir(parents=True)
     wheel.touch()
 
@@ -105,7 +106,7 @@ def test_a_finished_build_is_kept_and_nothing_else(tmp_path: Path) -> None:
 
     wheel = engine_wheel(python, RECIPE, environ)
 
-    cache = cache_directory(environ) / "wheels"
+    cache = cache_directory(environ)
     assert wheel == cache / RECIPE.name / "a.whl"
     assert {path.name for path in cache.iterdir()} == {RECIPE.name, f"{RECIPE.name}.lock"}
 
@@ -119,7 +120,7 @@ def test_a_failed_build_says_where_its_log_is_and_leaves_only_that(tmp_path: Pat
     ) as failure:
         engine_wheel(python, RECIPE, environ)
 
-    cache = cache_directory(environ) / "wheels"
+    cache = cache_directory(environ)
     log = cache / f"{RECIPE.name}.log"
     assert str(log) in failure.value.message
     assert {path.name for path in cache.iterdir()} == {log.name, f"{RECIPE.name}.lock"}

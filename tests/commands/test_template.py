@@ -37,7 +37,7 @@ def test_the_defaults_are_a_zip_behind_iam_that_streams(template: dict[str, Any]
     assert function["SnapStart"] == {"ApplyOn": "None"}
     assert "ReservedConcurrentExecutions" not in function
     variables = function["Environment"]["Variables"]
-    assert set(variables) == {"MODEL", "MODEL_IN_MEMORY", "N_CTX", "LAMBDA_STREAM", "AWS_LAMBDA_EXEC_WRAPPER"}
+    assert set(variables) == {"MODEL_IN_MEMORY", "N_CTX", "LAMBDA_STREAM", "AWS_LAMBDA_EXEC_WRAPPER"}
 
 
 def test_without_s3_the_role_may_write_its_log_and_nothing_else(template: dict[str, Any]) -> None:
