@@ -15,7 +15,7 @@ RUN ./build package /package/server --for server && ./build package /package/lam
 
 FROM build AS model
 ARG MODEL
-RUN MODEL="${MODEL:?--build-arg MODEL=hf://..., s3://... or https://...}" LOCAL_MODEL_PATH=/model/model.gguf ./build fetch
+RUN LOCAL_MODEL_PATH=/model/model.gguf ./build fetch "${MODEL:?--build-arg MODEL=hf://..., s3://... or https://...}"
 
 FROM public.ecr.aws/lambda/python:${PYTHON} AS lambda
 COPY --from=build /package/lambda ${LAMBDA_TASK_ROOT}

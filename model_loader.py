@@ -10,6 +10,7 @@ import importlib
 import logging
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from llamafn import fetch
@@ -21,6 +22,7 @@ from llamafn.timeline import COLD_START
 if TYPE_CHECKING:
     from llamafn.engine.engine import Engine
     from llamafn.engine.model import Model
+    from llamafn.fetch import ModelFile
 
 log = logging.getLogger("llamafn")
 
@@ -28,12 +30,13 @@ log = logging.getLogger("llamafn")
 class _Load:
     """One attempt: under way until `done` is set, then with an engine or an error."""
 
-    __slots__ = ("done", "engine", "error")
+    __slots__ = ("done", "engine", "error", "model_file")
 
     def __init__(self) -> None:
         self.done = threading.Event()
         self.engine: Engine | None = None
         self.error: HTTPError | None = None
+        self.model_file: ModelFile | None = None
 
 
 _lock = threading.Lock()
@@ -69,11 +72,16 @@ def start_loading(settings: Settings) -> None:
 def preload(settings: Settings) -> None:
     """Map the weights, for the processes that will be forked from this one. Leaves no thread behind.
 
+    Only if the model is on this machine: a download would keep the forked ones from answering the platform's probes.
+
     Raises:
         ModelUnavailable: the model cannot be had.
     """
     global _inherited
-    _inherited = _load_weights(settings)
+    if not fetch.is_here(settings):
+        return
+    _inherited, model_file = _map_weights(settings)
+    model_file.wait_whole(Deadline.never())
     for module in ("llamafn.engine.engine", "llamafn.engine.template"):
         importlib.import_module(module)
 
@@ -93,7 +101,7 @@ def state() -> dict[str, Any]:
         return {"state": "failed", **load.error.to_json()}
     engine = load.engine
     if engine is None:
-        return {"state": "loading"}
+        return _progress(load)
     return {
         "state": "ready",
         "description": engine.model.description,
@@ -116,22 +124,39 @@ def _start(settings: Settings) -> _Load:
 
 def _run(load: _Load, settings: Settings) -> None:
     try:
-        load.engine = _make_engine(settings)
+        load.engine = _make_engine(load, settings)
     except HTTPError as error:
         load.error = error
         log.error("The model cannot be loaded: %s %s", error.message, error.hint or "")
     except Exception as error:
-        load.error = ModelUnavailable("The model cannot be loaded; the log says why.", retry_after=10)
+        load.error = ModelUnavailable("The model cannot be loaded; the log says why.")
         log.error("The model cannot be loaded.", exc_info=error)
     finally:
         load.done.set()
 
 
-def _make_engine(settings: Settings) -> Engine:
+def _progress(load: _Load) -> dict[str, Any]:
+    """How far the fetching is; the seconds after it count as loading."""
+    progress = None if load.model_file is None else load.model_file.progress()
+    if progress is None or progress.is_complete:
+        return {"state": "loading"}
+    return {
+        "state": "fetching",
+        "bytes": progress.done,
+        "total": progress.total,
+        "bytes_per_second": None if progress.rate is None else round(progress.rate),
+        "seconds_left": None if progress.seconds_left is None else round(progress.seconds_left, 1),
+    }
+
+
+def _make_engine(load: _Load, settings: Settings) -> Engine:
     # Jinja2's import takes a third of a small model's load, which leaves the interpreter free.
     template_import = threading.Thread(target=importlib.import_module, args=("llamafn.engine.template",))
     template_import.start()
-    model = _inherited or _load_weights(settings)
+    if _inherited is None:
+        model, load.model_file = _map_weights(settings, load)
+    else:
+        model = _inherited
     from llamafn.engine.engine import Engine
     from llamafn.engine.snapshot import SnapshotStore
 
@@ -140,33 +165,51 @@ def _make_engine(settings: Settings) -> Engine:
         from llamafn.engine.template import ChatTemplate
 
         template = ChatTemplate(model.metadata("tokenizer.chat_template"), bos=model.bos, eos=model.eos)
-    snapshots = SnapshotStore(model.path, settings.n_ctx, _snapshot_directories(settings, model.path))
     with COLD_START.phase("context"):
-        return Engine(
+        engine = Engine(
             model,
             template,
             n_ctx=settings.n_ctx,
             n_threads=settings.n_threads,
             parallel=settings.parallel,
             max_queue=settings.max_queue,
-            snapshots=snapshots,
+            snapshots=SnapshotStore(model.paths, settings.n_ctx, _snapshot_directories(settings)),
         )
+    if load.model_file is not None:
+        # Nothing may be decoded before the last byte is there and is right.
+        try:
+            load.model_file.wait_whole(Deadline.never())
+        except BaseException:
+            engine.close()
+            raise
+    return engine
 
 
-def _load_weights(settings: Settings) -> Model:
+def _map_weights(settings: Settings, load: _Load | None = None) -> tuple[Model, ModelFile]:
+    """The weights, as soon as they can be mapped: the rest of the file may still be on its way."""
+    began = time.monotonic()
+    model_file = fetch.open_model(settings, Deadline.never())
+    if load is not None:
+        load.model_file = model_file  # for /health
     with COLD_START.phase("bindings"):
         from llamafn.engine.model import Model
         from llamafn.engine.pages import read_ahead
-    with COLD_START.phase("fetch"):
-        path = fetch.local_path(settings)
-    read_ahead(path)
+    model_file.wait_loadable(Deadline.never())
+    COLD_START.record("fetch", began, time.monotonic())
+    if model_file.progress().is_complete:
+        for path in model_file.paths:
+            read_ahead(path)
     with COLD_START.phase("load"):
-        return Model(path)
+        try:
+            return Model(*model_file.paths), model_file
+        except ModelUnavailable:
+            model_file.wait_whole(Deadline.never())  # knows better what is wrong with a file that it fetched
+            raise
 
 
-def _snapshot_directories(settings: Settings, model_path: str) -> list[str]:
+def _snapshot_directories(settings: Settings) -> list[str]:
     """Where snapshots are looked for; the first that can be written to is where they are kept."""
-    beside = os.path.dirname(os.path.abspath(model_path))
+    beside = os.path.dirname(os.path.abspath(fetch.place_of(settings)))
     if settings.snapshot_dir is not None:
         return [settings.snapshot_dir, beside]
     temporary = [] if _belongs_to_another_user(SNAPSHOT_DIRECTORY) else [SNAPSHOT_DIRECTORY]

@@ -15,6 +15,8 @@ LlamafnError
     ├── EngineError           500  llama.cpp refused something that it should not
     └── Unavailable           503  try again
         ├── ModelUnavailable  503  the file: missing, not a GGUF, damaged, too large for the memory
+        │   ├── FetchFailed   503  the source cannot be read now; what arrived is kept for the next try
+        │   └── FetchRefused  503  a next try would end the same way: 401, 404, a wrong digest, no room
         ├── DeadlinePassed    503  no time left before the first token
         └── Draining          503
 """
@@ -43,6 +45,7 @@ class HTTPError(LlamafnError):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
+    retry_seconds: ClassVar[float | None] = None  # when to try again, where nobody knows better
 
     def __init__(
         self,
@@ -54,7 +57,7 @@ class HTTPError(LlamafnError):
     ) -> None:
         super().__init__(message, hint=hint)
         self.param = param
-        self.retry_after = retry_after
+        self.retry_after = self.retry_seconds if retry_after is None else retry_after
 
     def headers(self) -> list[tuple[str, str]]:
         if self.retry_after is None:
@@ -145,10 +148,19 @@ class EngineError(HTTPError):
 class Unavailable(HTTPError):
     status = 503
     code = "unavailable"
+    retry_seconds = 10
 
 
 class ModelUnavailable(Unavailable):
     code = "model_unavailable"
+
+
+class FetchFailed(ModelUnavailable):
+    code = "fetch_failed"
+
+
+class FetchRefused(ModelUnavailable):
+    code = "fetch_refused"
 
 
 class DeadlinePassed(Unavailable):

@@ -27,10 +27,26 @@ class Variable(NamedTuple):
     rule: str  # what is accepted, and its unit
     meaning: str
     default_said: str = ""  # how the documentation says a default that is not a constant
+    secret: bool = False  # its value is never printed; its parser returns a `Secret`
 
     @property
     def field(self) -> str:
         return self.name.lower()
+
+
+class Secret(str):
+    """A text that does not show itself where settings are printed."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<secret>"
+
+
+def secret(text: str) -> Secret:
+    if not (text.isascii() and text.isprintable()):  # an HTTP client would quote it in its error
+        raise ValueError
+    return Secret(text)
 
 
 def integer(lowest: int, highest: int) -> Callable[[str], int]:
@@ -80,6 +96,29 @@ def model_uri(text: str) -> str:
     return text
 
 
+def digests(text: str) -> tuple[str, ...]:
+    found = words(text.lower())
+    if not all(len(digest) == 64 and set(digest) <= set("0123456789abcdef") for digest in found):
+        raise ValueError
+    return found
+
+
+def http_url(text: str) -> str:
+    scheme, _, rest = text.partition("://")
+    if scheme not in ("http", "https") or not rest:
+        raise ValueError
+    return text.rstrip("/")
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError
+        return text
+
+    return parse
+
+
 VARIABLES = (
     Variable(
         "MODEL",
@@ -96,6 +135,94 @@ VARIABLES = (
         "a path",
         "Where a fetched model is kept. A good GGUF that is already there is used as it is.",
         f"`{MODEL_DIRECTORY}/<file name>`",
+    ),
+    Variable(
+        "MODEL_SHA256",
+        digests,
+        (),
+        "64 hexadecimal digits; for a split model one for each part, with commas between them",
+        "The model's SHA-256. A file with another one is not used.",
+        "what the source says, if it says one",
+    ),
+    Variable(
+        "MODEL_IN_MEMORY",
+        switch,
+        False,
+        "`1` or `0`",
+        "Keep a fetched model in memory instead of a file: for disks that are too small, and for snapshots of memory.",
+        "`0`",
+    ),
+    Variable(
+        "FETCH_CONNECTIONS", integer(1, 64), 8, "1 to 64 connections", "Connections that fetch the model side by side."
+    ),
+    Variable(
+        "FETCH_STALL_SECONDS",
+        number(0.1, 600),
+        10.0,
+        "0.1 to 600 seconds",
+        "A connection that brings no byte for so long is given up, and its part asked for again.",
+    ),
+    Variable(
+        "FETCH_DEADLINE_SECONDS",
+        number(0.1, 86_400),
+        900.0,
+        "0.1 to 86,400 seconds",
+        "Fetching ends so long after the last request that waited for it. What has arrived is kept for the next try.",
+    ),
+    Variable(
+        "ALLOW_HTTP",
+        switch,
+        False,
+        "`1` or `0`",
+        "Allow `http://` to hosts other than this one. Anybody on the way can then read and change what is fetched.",
+        "`0`",
+    ),
+    Variable(
+        "HF_ENDPOINT", http_url, "https://huggingface.co", "an `https://` address", "The Hugging Face hub or a mirror."
+    ),
+    Variable(
+        "HF_TOKEN",
+        secret,
+        None,
+        "a token, in ASCII",
+        "For private and gated models on Hugging Face.",
+        "none",
+        secret=True,
+    ),
+    Variable(
+        "AWS_ENDPOINT_URL_S3",
+        http_url,
+        None,
+        "an `https://` address",
+        "Where S3 is, if it is not Amazon's: R2, MinIO, B2. `S3_ENDPOINT_URL` is read as well.",
+        "Amazon's, by region",
+    ),
+    Variable(
+        "S3_ENDPOINT_URL", http_url, None, "an `https://` address", "Another name of `AWS_ENDPOINT_URL_S3`.", "none"
+    ),
+    Variable(
+        "S3_ADDRESSING_STYLE",
+        one_of("auto", "path", "virtual"),
+        "auto",
+        "`auto`, `path` or `virtual`",
+        "Where the bucket's name goes. `auto`: in the host for Amazon's own S3, in the path elsewhere.",
+    ),
+    Variable("S3_ANONYMOUS", switch, False, "`1` or `0`", "Read a public bucket without credentials.", "`0`"),
+    Variable("AWS_REGION", str, None, "a region's name", "The bucket's region. AWS Lambda sets it.", "`us-east-1`"),
+    Variable("AWS_DEFAULT_REGION", str, None, "a region's name", "Used where `AWS_REGION` is not set.", "none"),
+    Variable(
+        "AWS_ACCESS_KEY_ID",
+        str,
+        None,
+        "an access key",
+        "Credentials for S3. AWS Lambda sets them. Without them botocore looks in all the usual places.",
+        "none",
+    ),
+    Variable(
+        "AWS_SECRET_ACCESS_KEY", secret, None, "a key, in ASCII", "Belongs to `AWS_ACCESS_KEY_ID`.", "none", secret=True
+    ),
+    Variable(
+        "AWS_SESSION_TOKEN", secret, None, "a token, in ASCII", "Belongs to `AWS_ACCESS_KEY_ID`.", "none", secret=True
     ),
     Variable("N_CTX", integer(64, 1 << 20), 1024, "64 to 1,048,576 tokens", "Context: prompt and answer together."),
     Variable(
@@ -185,6 +312,23 @@ class Settings(NamedTuple):
 
     model: str
     local_model_path: str
+    model_sha256: tuple[str, ...]
+    model_in_memory: bool
+    fetch_connections: int
+    fetch_stall_seconds: float
+    fetch_deadline_seconds: float
+    allow_http: bool
+    hf_endpoint: str
+    hf_token: str | None
+    aws_endpoint_url_s3: str | None
+    s3_endpoint_url: str | None
+    s3_addressing_style: str
+    s3_anonymous: bool
+    aws_region: str | None
+    aws_default_region: str | None
+    aws_access_key_id: str | None
+    aws_secret_access_key: str | None
+    aws_session_token: str | None
     n_ctx: int
     n_threads: int
     parallel: int
@@ -221,7 +365,8 @@ class Settings(NamedTuple):
             except OSError as error:
                 problems.append(f"{variable.name}={text!r}: cannot read the file: {error.strerror}")
             except ValueError:
-                problems.append(f"{variable.name}={text!r}: expected {variable.rule.replace('`', '')}")
+                said = "<secret>" if variable.secret else repr(text)
+                problems.append(f"{variable.name}={said}: expected {variable.rule.replace('`', '')}")
         timeout, margin = values.get("request_timeout_seconds"), values.get("deadline_margin_ms")
         if timeout is not None and margin is not None and margin >= timeout * 1000:
             problems.append(
@@ -242,6 +387,7 @@ class Settings(NamedTuple):
 def file_name(uri: str) -> str:
     """The last part of a model's URI, without revision or query: `model.gguf` of `hf://o/r/model.gguf@main`."""
     scheme, _, _ = uri.partition("://")
-    path = uri.partition("?")[0] if scheme in ("http", "https") else uri
-    name = path.rstrip("/").rpartition("/")[2]
-    return name.partition("@")[0] if scheme == "hf" else name
+    # A revision may hold slashes: `model.gguf@refs/pr/1`.
+    end_mark = {"http": "?", "https": "?", "hf": "@"}.get(scheme)
+    path = uri.partition(end_mark)[0] if end_mark else uri
+    return path.rstrip("/").rpartition("/")[2]

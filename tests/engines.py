@@ -16,7 +16,12 @@ def make_engine(
     path: str, *, n_ctx: int = 512, parallel: int = 1, max_queue: int = 16, snapshots: SnapshotStore | None = None
 ) -> Engine:
     """One thread: two that wait for each other at every graph node crawl where other work has a core."""
-    model = Model(path)
+    return engine_of(Model(path), n_ctx=n_ctx, parallel=parallel, max_queue=max_queue, snapshots=snapshots)
+
+
+def engine_of(
+    model: Model, *, n_ctx: int = 512, parallel: int = 1, max_queue: int = 16, snapshots: SnapshotStore | None = None
+) -> Engine:
     template = ChatTemplate(model.metadata("tokenizer.chat_template"), bos=model.bos, eos=model.eos)
     return Engine(
         model, template, n_ctx=n_ctx, n_threads=1, parallel=parallel, max_queue=max_queue, snapshots=snapshots

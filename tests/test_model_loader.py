@@ -31,7 +31,7 @@ def test_a_model_that_is_missing_is_tried_again(tmp_path: Path, model_path: str)
     assert caught.value.headers() == [("Retry-After", "10")]
     assert model_loader.state()["state"] == "failed"
     path.write_bytes(b"GGUF but not really")
-    with pytest.raises(ModelUnavailable, match="cannot load"):
+    with pytest.raises(ModelUnavailable, match="is not a GGUF model"):
         model_loader.get_model(settings, Deadline.after(60))
     shutil.copyfile(model_path, path)
     assert model_loader.get_model(settings, Deadline.after(60)).n_ctx == 256

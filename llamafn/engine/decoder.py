@@ -190,8 +190,6 @@ class Decoder:
         prompt, sequence = turn.prompt, turn.sequence
         if self._snapshots is None or turn.cached_tokens is None or len(sequence.tokens) < prompt.boundary:
             return None
-        if not prompt.keep and turn.cached_tokens >= prompt.boundary:
-            return None
         if not self._snapshots.wants(prompt.prefix, keep=prompt.keep):
             return None
         self._forget(turn, prompt.boundary)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 
 from llamafn.engine.bindings import CapturedLog, llama
 from llamafn.errors import EngineError, ModelUnavailable
 
 
 class Model:
-    """A loaded GGUF.
+    """A loaded GGUF; several `paths` are the parts of a split one, in order.
 
     Tensors are mapped, not read, and not repacked into CPU-specific layouts: loading is sooner, memory is shared
     between processes, and a file whose end is still arriving can be loaded. docs/cold-start.md has the figures.
@@ -19,20 +20,19 @@ class Model:
         ModelUnavailable: no such file, or llama.cpp cannot load it; the message holds its reason.
     """
 
-    def __init__(self, path: str) -> None:
-        if not os.path.isfile(path):
-            raise ModelUnavailable(
-                f"There is no model file at {path!r}.",
-                hint="Check MODEL and LOCAL_MODEL_PATH: does the path exist, and may this user read it?",
-                retry_after=10,
-            )
-        self.path = path
-        self._handle = _load(path)
+    def __init__(self, *paths: str) -> None:
+        for path in paths:
+            if not os.path.isfile(path):
+                raise ModelUnavailable(
+                    f"There is no model file at {path!r}.",
+                    hint="Check MODEL and LOCAL_MODEL_PATH: does the path exist, and may this user read it?",
+                )
+        self.paths = paths
+        self._handle = _load(paths)
         if not self._handle:
             raise ModelUnavailable(
-                f"llama.cpp cannot load {path!r}: {_reason(path)}",
+                f"llama.cpp cannot load {paths[0]!r}: {_reason(paths)}",
                 hint="Is the file a whole GGUF of a kind that this llama.cpp knows? Fetch it again, or check MODEL.",
-                retry_after=10,
             )
         self._vocab = llama.llama_model_get_vocab(self._handle)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
@@ -118,18 +118,21 @@ class Model:
         return text.decode(errors="replace")
 
 
-def _load(path: str) -> int | None:
+def _load(paths: Sequence[str]) -> int | None:
     parameters = llama.llama_model_default_params()
     parameters.n_gpu_layers = 0
     parameters.load_mode = llama.LLAMA_LOAD_MODE_MMAP
     parameters.use_extra_bufts = False
-    return llama.llama_model_load_from_file(os.fsencode(path), parameters)  # type: ignore[no-any-return]
+    if len(paths) == 1:
+        return llama.llama_model_load_from_file(os.fsencode(paths[0]), parameters)  # type: ignore[no-any-return]
+    parts = (ctypes.c_char_p * len(paths))(*map(os.fsencode, paths))
+    return llama.llama_model_load_from_splits(parts, len(paths), parameters)  # type: ignore[no-any-return]
 
 
-def _reason(path: str) -> str:
+def _reason(paths: Sequence[str]) -> str:
     """What llama.cpp says when it tries again with its log on: loading fails fast, so once more costs little."""
     with CapturedLog() as log:
-        handle = _load(path)
+        handle = _load(paths)
         if handle:
             llama.llama_model_free(handle)
     return "; ".join(log.errors) or "it gives no reason"

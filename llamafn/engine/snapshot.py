@@ -39,18 +39,19 @@ _FINGERPRINT_PAGES = 64
 _PAGE = 4096
 
 
-def fingerprint(path: str) -> str:
-    """What tells a GGUF from every other, in a millisecond: its size and 64 pages, evenly spread, in SHA-256.
+def fingerprint(*paths: str) -> str:
+    """What tells a model from every other, in a millisecond: its files' sizes and 64 pages of each, in SHA-256.
 
-    The digest of the whole file would do the same for a second of every cold start.
+    The digest of the whole would do the same for a second of every cold start.
     """
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        digest.update(size.to_bytes(8, "little"))
-        for number in range(_FINGERPRINT_PAGES):
-            file.seek(max(0, size - _PAGE) * number // (_FINGERPRINT_PAGES - 1))
-            digest.update(file.read(_PAGE))
+    for path in paths:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest.update(size.to_bytes(8, "little"))
+            for number in range(_FINGERPRINT_PAGES):
+                file.seek(max(0, size - _PAGE) * number // (_FINGERPRINT_PAGES - 1))
+                digest.update(file.read(_PAGE))
     return digest.hexdigest()
 
 
@@ -87,8 +88,8 @@ class SnapshotStore:
     used out first.
     """
 
-    def __init__(self, model_path: str, n_ctx: int, directories: Sequence[str]) -> None:
-        self._model_path = model_path
+    def __init__(self, model_paths: Sequence[str], n_ctx: int, directories: Sequence[str]) -> None:
+        self._model_paths = model_paths
         self._n_ctx = n_ctx
         self._directories = directories
         self._seen: set[bytes] = set()
@@ -120,14 +121,12 @@ class SnapshotStore:
         return None
 
     def wants(self, prefix: Sequence[int], *, keep: bool) -> bool:
-        """Whether to save a prefix that had to be read: one to `keep` unless it is there, another at second sight."""
+        """Whether to save a prefix that is not saved yet: one to `keep` at once, another at second sight."""
         if len(prefix) < SHORTEST_PREFIX or not self._writable:
             return False
         key = self._key(prefix)
-        if keep:
+        if keep or key in self._seen:
             return not any(os.path.exists(self._path(directory, key)) for directory in self._directories)
-        if key in self._seen:
-            return True
         if len(self._seen) >= 1024:  # callers whose every system prompt is new
             self._seen.clear()
         self._seen.add(key)
@@ -170,7 +169,7 @@ class SnapshotStore:
     @functools.cached_property
     def _identity(self) -> bytes:
         """What a snapshot depends on beside its tokens. Asked for when the model's file is whole."""
-        model = fingerprint(self._model_path)
+        model = fingerprint(*self._model_paths)
         return f"{model} llama.cpp {version()} n_ctx={self._n_ctx} batch={BATCH_TOKENS} kv=f16 ".encode()
 
 

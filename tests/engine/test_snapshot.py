@@ -27,7 +27,7 @@ def make(model_path: str, tmp_path: Path) -> Iterator[MakeEngine]:
     engines = []
 
     def make(n_ctx: int = 512, parallel: int = 1) -> Engine:
-        store = SnapshotStore(model_path, n_ctx, [str(tmp_path)])
+        store = SnapshotStore([model_path], n_ctx, [str(tmp_path)])
         engines.append(make_engine(model_path, n_ctx=n_ctx, parallel=parallel, snapshots=store))
         return engines[-1]
 
@@ -62,6 +62,14 @@ def test_a_prefix_is_kept_at_second_sight(make: MakeEngine, tmp_path: Path) -> N
         assert len(snapshots(tmp_path)) == (0 if len(seen) == 2 else 2)
     assert seen[4] > 60
     assert seen[5] > 60
+
+
+def test_a_prefix_that_is_still_in_memory_is_kept_too(make: MakeEngine, tmp_path: Path) -> None:
+    """One caller, one system prompt: the next cold start must find it."""
+    engine = make()
+    for _ in range(2):
+        ask(engine, COUNT, system=SYSTEM, max_tokens=2)
+    assert len(snapshots(tmp_path)) == 1
 
 
 def test_a_short_prefix_is_not_worth_a_file(make: MakeEngine, tmp_path: Path) -> None:
@@ -108,7 +116,7 @@ def test_a_state_that_llama_cpp_refuses_is_read_again(make: MakeEngine, tmp_path
     engine = make()
     read = engine.read(SYSTEM, Deadline.after(60))
     prefix = engine.prompt([{"role": "system", "content": SYSTEM}, {"role": "user", "content": COUNT}]).tokens[:read]
-    SnapshotStore(model_path, 512, [str(tmp_path)]).save(prefix, bytearray(b"\x07" * 5000))
+    SnapshotStore([model_path], 512, [str(tmp_path)]).save(prefix, bytearray(b"\x07" * 5000))
     text, generation = ask(make(), COUNT, system=SYSTEM, max_tokens=12)
     assert text.startswith("1")
     assert generation.cached_tokens == 0
@@ -137,7 +145,7 @@ def test_the_least_recently_used_goes_first(
     make: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_path: str
 ) -> None:
     monkeypatch.setattr(module, "MAX_SNAPSHOTS", 2)
-    store = SnapshotStore(model_path, 512, [str(tmp_path)])
+    store = SnapshotStore([model_path], 512, [str(tmp_path)])
     prefixes = [list(range(start, start + 40)) for start in range(3)]
     for age, prefix in enumerate(prefixes[:2]):
         path = store.save(prefix, bytearray(100))
@@ -156,7 +164,7 @@ def test_the_least_recently_used_goes_first(
 
 def test_bytes_are_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_path: str) -> None:
     monkeypatch.setattr(module, "MAX_BYTES", 1000)
-    store = SnapshotStore(model_path, 512, [str(tmp_path)])
+    store = SnapshotStore([model_path], 512, [str(tmp_path)])
     for start in range(3):
         store.save(list(range(start, start + 40)), bytearray(400))
     assert sum(path.stat().st_size for path in snapshots(tmp_path)) <= 1000
@@ -166,8 +174,8 @@ def test_bytes_are_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 def test_the_first_directory_that_can_be_written_to_is_used(tmp_path: Path, model_path: str) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a directory")
-    store = SnapshotStore(model_path, 512, [str(blocked), str(tmp_path / "here")])
+    store = SnapshotStore([model_path], 512, [str(blocked), str(tmp_path / "here")])
     path = store.save(list(range(40)), bytearray(100))
     assert path
     assert Path(path).parent == tmp_path / "here"
-    assert SnapshotStore(model_path, 512, [str(blocked)]).save(list(range(40)), bytearray(100)) is None
+    assert SnapshotStore([model_path], 512, [str(blocked)]).save(list(range(40)), bytearray(100)) is None

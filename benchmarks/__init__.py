@@ -1,0 +1,1 @@
+"""How long it takes, how much it needs, beside what: `./build bench NAME…`."""
