@@ -165,7 +165,7 @@ def compile_bytecode(directory: Path, python: str, environ: Mapping[str, str]) -
     if interpreter is None:
         print(
             f"There is no working python{python} on this machine, so the bytecode is left out. A cold start then\n"
-            "compiles what it imports each time, which takes about 0.5 s more. "
+            "compiles what it imports each time, 0.15 s of a fast CPU. "
             f"Install python{python}, on PATH, by pyenv or by uv.",
             file=sys.stderr,
         )

@@ -83,7 +83,7 @@ CMAKE_FLAGS = (
 )
 COMPILER_FLAGS = "-ffunction-sections -fdata-sections"
 
-# What of the Python package is needed beside the libraries; without its __init__ it is a namespace package.
+# What of the Python package is needed beside the libraries. Its own __init__, which imports 18,000 lines, is not.
 MODULES = ("llama_cpp.py", "_ctypes_extensions.py")
 LICENSES = {"LICENSE.md": "LICENSE.llama-cpp-python", "vendor/llama.cpp/LICENSE": "LICENSE.llama.cpp"}
 
@@ -212,6 +212,8 @@ def _collect(source: Path, built: Path, recipe: Recipe, finished: Path) -> Path:
     (package / "lib").mkdir(parents=True)
     for module in recipe.modules:
         shutil.copyfile(source / "llama_cpp" / module, package / module)
+    # Without one, a llama_cpp that is installed further down the path would be taken for the package.
+    (package / "__init__.py").write_text('"""The low-level bindings, llama_cpp.llama_cpp, and nothing else."""\n')
     for path, name in LICENSES.items():
         shutil.copyfile(source / path, package / name)
     libraries = ["llama", "ggml", "ggml-base", *(f"ggml-cpu-{variant}" for variant in recipe.variants)]
