@@ -82,8 +82,6 @@ def preload(settings: Settings) -> None:
         return
     _inherited, model_file = _map_weights(settings)
     model_file.wait_whole(Deadline.never())
-    for module in ("llamafn.engine.engine", "llamafn.engine.template"):
-        importlib.import_module(module)
 
 
 def loaded() -> Engine | None:
@@ -150,18 +148,13 @@ def _progress(load: _Load) -> dict[str, Any]:
 
 
 def _make_engine(load: _Load, settings: Settings) -> Engine:
-    # Jinja2's import takes a third of a small model's load, which leaves the interpreter free.
-    template_import = threading.Thread(target=importlib.import_module, args=("llamafn.engine.template",))
-    template_import.start()
     if _inherited is None:
         model, load.model_file = _map_weights(settings, load)
     else:
         model = _inherited
-    from llamafn.engine.engine import Engine
-    from llamafn.engine.snapshot import SnapshotStore
-
     with COLD_START.phase("template"):
-        template_import.join()
+        from llamafn.engine.engine import Engine
+        from llamafn.engine.snapshot import SnapshotStore
         from llamafn.engine.template import ChatTemplate
 
         template = ChatTemplate(model.metadata("tokenizer.chat_template"), bos=model.bos, eos=model.eos)
@@ -199,12 +192,22 @@ def _map_weights(settings: Settings, load: _Load | None = None) -> tuple[Model, 
     if model_file.progress().is_complete:
         for path in model_file.paths:
             read_ahead(path)
-    with COLD_START.phase("load"):
-        try:
+    # What else is needed, Jinja2 above all, is imported while llama.cpp reads the vocabulary and leaves the GIL alone.
+    imports = threading.Thread(target=_import_engine, name="llamafn-imports")
+    imports.start()
+    try:
+        with COLD_START.phase("load"):
             return Model(*model_file.paths), model_file
-        except ModelUnavailable:
-            model_file.wait_whole(Deadline.never())  # knows better what is wrong with a file that it fetched
-            raise
+    except ModelUnavailable:
+        model_file.wait_whole(Deadline.never())  # knows better what is wrong with a file that it fetched
+        raise
+    finally:
+        imports.join()
+
+
+def _import_engine() -> None:
+    for module in ("llamafn.engine.template", "llamafn.engine.engine"):
+        importlib.import_module(module)
 
 
 def _snapshot_directories(settings: Settings) -> list[str]:

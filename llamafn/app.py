@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from llamafn.api import chat, status
-from llamafn.errors import HTTPError, MethodNotAllowed, NotFound
+from llamafn.errors import HTTPError, InvalidSchema, MethodNotAllowed, NotFound, SettingsError
 from llamafn.settings import Settings
 from llamafn.web import Request, Response, error_response
 
@@ -26,10 +27,16 @@ ROUTES: dict[str, dict[str, Handler]] = {
 
 
 class App:
-    """`respond` answers requests under one set of settings."""
+    """`respond` answers requests under one set of settings.
+
+    Raises:
+        SettingsError: CHAT_SCHEMA is a schema that cannot be enforced.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        if settings.chat_schema is not None:
+            _check_chat_schema(settings.chat_schema)
 
     def respond(self, request: Request) -> Response:
         """The answer to a request; errors are answers, too."""
@@ -66,6 +73,16 @@ class App:
         origin = request.headers.get("origin", "")
         if origin and ("*" in self.settings.cors_origins or origin in self.settings.cors_origins):
             response.headers.append(("Access-Control-Allow-Origin", origin))
+
+
+def _check_chat_schema(schema: dict[str, Any]) -> None:
+    """Refuse to start with a schema under which no request could be answered."""
+    from llamafn.engine.constraint.schema import compile_schema
+
+    try:
+        compile_schema(schema)
+    except InvalidSchema as error:
+        raise SettingsError(f"CHAT_SCHEMA cannot be used: {error.message}", hint=error.hint) from error
 
 
 def _preflight(allowed: dict[str, Handler]) -> Response:

@@ -6,6 +6,7 @@ LlamafnError
     ├── BadRequest            400
     │   ├── InvalidJSON       400
     │   ├── InvalidFields     400  one error names every bad field
+    │   ├── InvalidSchema     400  a JSON Schema that is none, or asks for what is not enforced
     │   ├── PromptTooLong     400
     │   └── BodyTooLarge      413
     ├── NotFound              404
@@ -98,6 +99,10 @@ class InvalidFields(BadRequest):
         shape = super().to_json()
         shape["error"]["fields"] = self.fields
         return shape
+
+
+class InvalidSchema(BadRequest):
+    code = "invalid_schema"
 
 
 class PromptTooLong(BadRequest):

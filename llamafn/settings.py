@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -83,6 +84,16 @@ def text_or_file(text: str) -> str:
         return text
     with open(text[1:], encoding="utf-8") as file:
         return file.read()
+
+
+def schema_or_file(text: str) -> dict[str, Any]:
+    """A JSON object, or the path of one, with or without `@` in front."""
+    if not text.startswith("{"):
+        text = text_or_file("@" + text.removeprefix("@"))
+    schema = json.loads(text)
+    if not isinstance(schema, dict):
+        raise ValueError
+    return schema
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -257,6 +268,14 @@ VARIABLES = (
         f"beside the model, or `{SNAPSHOT_DIRECTORY}`",
     ),
     Variable(
+        "CHAT_SCHEMA",
+        schema_or_file,
+        None,
+        "a JSON Schema (an object), or a path",
+        "The schema of a `/chat` request that brings none: every answer then parses and validates.",
+        "none",
+    ),
+    Variable(
         "REQUEST_TIMEOUT_SECONDS",
         number(0.1, 3600),
         45.0,
@@ -333,6 +352,7 @@ class Settings(NamedTuple):
     n_threads: int
     parallel: int
     default_system: str | None
+    chat_schema: dict[str, Any] | None
     snapshot_dir: str | None
     request_timeout_seconds: float
     deadline_margin_ms: int

@@ -34,6 +34,27 @@ def boolean(name: str) -> Field:
     return Field(name, lambda value: isinstance(value, bool), "true or false")
 
 
+def mapping(name: str) -> Field:
+    return Field(name, lambda value: isinstance(value, dict), "an object")
+
+
+def number(name: str, lowest: float, highest: float) -> Field:
+    def accepts(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and lowest <= value <= highest
+
+    return Field(name, accepts, f"a number from {lowest:g} to {highest:g}")
+
+
+def texts(name: str, most: int) -> Field:
+    """A string, or a list of them; none empty."""
+
+    def accepts(value: Any) -> bool:
+        values = value if isinstance(value, list) else [value]
+        return len(values) <= most and all(isinstance(one, str) and one for one in values)
+
+    return Field(name, accepts, f"a string, or a list of up to {most}, none of them empty")
+
+
 def integer(name: str, lowest: int, highest: int) -> Field:
     def accepts(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest

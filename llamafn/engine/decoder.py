@@ -23,6 +23,10 @@ from llamafn.engine.turn import CachedSequence, Prompt, Turn
 from llamafn.errors import ClientGone, HTTPError, QueueFull
 from llamafn.timeline import COLD_START
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from llamafn.engine.constraint.schema import Constraint
+
 # How often a client's socket is looked at.
 WATCH_SECONDS = 0.05
 
@@ -83,6 +87,7 @@ class Decoder:
         max_tokens: int,
         deadline: Deadline,
         is_gone: Callable[[], bool] | None = None,
+        constraint: Constraint | None = None,
     ) -> Turn:
         """Wait for a turn, in order of arrival.
 
@@ -90,7 +95,13 @@ class Decoder:
             QueueFull: too many wait already.
             DeadlinePassed, ClientGone: while waiting.
         """
-        turn = Turn(prompt, Sampler(sampling, self._model.n_vocab), max_tokens, deadline, is_gone)
+        guide = None
+        if constraint is not None:
+            from llamafn.engine.constraint.guide import Guide
+
+            guide = Guide(constraint, sampling, self._model)
+        sampler = guide or Sampler(sampling, self._model.n_vocab)
+        turn = Turn(prompt, sampler, max_tokens, deadline, is_gone, guide)
         try:
             with self._changed:
                 if not self._free or self._queue:
@@ -257,6 +268,12 @@ class Decoder:
         turn.sequence.tokens.extend(chunk.tokens)
         turn.pending = turn.pending[len(chunk.tokens) :]
         if turn.pending or turn.ended_by is not None:
+            return
+        if turn.guide is not None:
+            turn.pending = turn.guide.next_tokens(self._context, row, turn.remaining)
+            turn.ended_by = turn.guide.ended_by
+            turn.ready.extend(turn.pending)
+            turn.remaining -= len(turn.pending)
             return
         token = turn.sampler.sample(self._context, row)
         if self._model.ends_generation(token):

@@ -14,7 +14,11 @@ from llamafn.engine.snapshot import SnapshotStore
 from llamafn.engine.template import ChatTemplate
 from llamafn.engine.text import TextStream
 from llamafn.engine.turn import Prompt
-from llamafn.errors import PromptTooLong
+from llamafn.errors import BadRequest, PromptTooLong
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from llamafn.engine.constraint.schema import Constraint
 
 # Stands for the user's words when the template is asked what comes before them.
 _USER_MARK = "\u27e6user\u27e7"
@@ -86,13 +90,22 @@ class Engine:
         stop: Sequence[str] = (),
         deadline: Deadline,
         is_gone: Callable[[], bool] | None = None,
+        constraint: Constraint | None = None,
     ) -> Generation:
         """An answer, to be iterated over. `is_gone` says whether the client has left; it is called from a thread.
 
-        The answer is cut to what the context has room for.
+        The answer is cut to what the context has room for. Under a `constraint` it is a whole document all the same,
+        and also when the deadline ends it.
+
+        Raises:
+            BadRequest: the constraint's shortest document has more than `max_tokens`, or there are stop strings, too.
         """
-        max_tokens = min(max_tokens, self.n_ctx - len(prompt.tokens))
-        return Generation(self.model, self._decoder, prompt, sampling, max_tokens, stop, deadline, is_gone)
+        room = min(max_tokens, self.n_ctx - len(prompt.tokens))
+        if constraint is not None:
+            self._check_room(constraint, room, max_tokens)
+            if stop:
+                raise BadRequest("`stop` beside a schema would cut the document short.", param="stop")
+        return Generation(self.model, self._decoder, prompt, sampling, room, stop, deadline, is_gone, constraint)
 
     def read(self, system: str, deadline: Deadline) -> int:
         """Read a system prompt, so that it is known, and keep a snapshot of it. Returns its number of tokens.
@@ -108,6 +121,18 @@ class Engine:
         if reading.finish_reason == "deadline":
             deadline.check("the system prompt was being read")
         return prompt.boundary
+
+    def _check_room(self, constraint: Constraint, room: int, max_tokens: int) -> None:
+        from llamafn.engine.constraint.guide import least_tokens
+
+        least = least_tokens(constraint, self.model)
+        if least > room:
+            found = f"max_tokens is {max_tokens}" if room == max_tokens else f"the prompt leaves room for {room}"
+            raise BadRequest(
+                f"The shortest document under the schema has {least} tokens, and {found}.",
+                hint="Raise max_tokens." if room == max_tokens else "Shorten the prompt, or raise N_CTX.",
+                param="max_tokens",
+            )
 
     def _tokenize(self, text: str) -> list[int]:
         # A template that writes the beginning-of-sequence token itself must not get it twice.
@@ -148,17 +173,19 @@ class Generation:
         stop: Sequence[str],
         deadline: Deadline,
         is_gone: Callable[[], bool] | None,
+        constraint: Constraint | None = None,
     ) -> None:
         self.finish_reason: str | None = None  # "stop", "length", "deadline" or "cancelled"
         self.prompt_tokens = len(prompt.tokens)
         self.cached_tokens = 0  # of the prompt's, that were known and not read again
         self.completion_tokens = 0
+        self.forced_tokens = 0  # of those, that a schema left no choice about
         # On the monotonic clock, in seconds; None for what was not reached.
         self.asked_at = time.monotonic()
         self.began_at: float | None = None  # its turn had come
         self.first_token_at: float | None = None
         self.ended_at: float | None = None
-        self._pieces = self._run(model, decoder, prompt, sampling, max_tokens, stop, deadline, is_gone)
+        self._pieces = self._run(model, decoder, prompt, sampling, max_tokens, stop, deadline, is_gone, constraint)
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces
@@ -183,8 +210,9 @@ class Generation:
         stop: Sequence[str],
         deadline: Deadline,
         is_gone: Callable[[], bool] | None,
+        constraint: Constraint | None,
     ) -> Generator[str, None, None]:
-        turn = decoder.begin(prompt, sampling, max_tokens, deadline, is_gone)
+        turn = decoder.begin(prompt, sampling, max_tokens, deadline, is_gone, constraint)
         self.began_at = time.monotonic()
         text = TextStream(stop)
         try:
@@ -201,6 +229,13 @@ class Generation:
             if rest:
                 yield rest
             self.finish_reason = "stop" if text.stopped else turn.ended_by
+            if turn.guide is not None:
+                self.forced_tokens = turn.guide.forced_tokens
+                if turn.ended_by in ("length", "deadline"):
+                    closing, tokens = turn.guide.closing()
+                    self.completion_tokens += tokens
+                    self.forced_tokens += tokens
+                    yield closing
         finally:
             self.ended_at = time.monotonic()
             self.cached_tokens = turn.cached_tokens or 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 from llamafn.engine.bindings import llama
 from llamafn.engine.context import Context
@@ -31,27 +32,7 @@ class Sampler:
     __slots__ = ("_chain",)
 
     def __init__(self, sampling: Sampling, n_vocab: int) -> None:
-        parameters = llama.llama_sampler_chain_default_params()
-        parameters.no_perf = True
-        self._chain = llama.llama_sampler_chain_init(parameters)
-        penalties = sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty
-        if penalties != (1.0, 0.0, 0.0):
-            self._add(llama.llama_sampler_init_penalties(n_vocab, PENALTY_LAST_TOKENS, *penalties))
-        if sampling.temperature <= 0:
-            self._add(llama.llama_sampler_init_greedy())
-            return
-        if sampling.top_k > 0:
-            self._add(llama.llama_sampler_init_top_k(sampling.top_k))
-        if sampling.top_p < 1:
-            self._add(llama.llama_sampler_init_top_p(sampling.top_p, 1))
-        if sampling.min_p > 0:
-            self._add(llama.llama_sampler_init_min_p(sampling.min_p, 1))
-        self._add(llama.llama_sampler_init_temp(sampling.temperature))
-        seed = int.from_bytes(os.urandom(4), "little") if sampling.seed is None else sampling.seed & 0xFFFFFFFF
-        self._add(llama.llama_sampler_init_dist(seed))
-
-    def _add(self, sampler: int) -> None:
-        llama.llama_sampler_chain_add(self._chain, sampler)
+        self._chain = chain([*weighing(sampling, n_vocab), *choosing(sampling)])
 
     def sample(self, context: Context, row: int) -> int:
         """Choose and accept a token from a row of the last batch."""
@@ -61,3 +42,36 @@ class Sampler:
         if self._chain is not None:
             llama.llama_sampler_free(self._chain)
             self._chain = None
+
+
+def chain(samplers: Iterable[Any]) -> Any:
+    """Native samplers one after the other. Freeing it frees them."""
+    parameters = llama.llama_sampler_chain_default_params()
+    parameters.no_perf = True
+    links = llama.llama_sampler_chain_init(parameters)
+    for sampler in samplers:
+        llama.llama_sampler_chain_add(links, sampler)
+    return links
+
+
+def weighing(sampling: Sampling, n_vocab: int) -> Iterator[Any]:
+    """The samplers that change the weights of tokens by what was written before."""
+    penalties = sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty
+    if penalties != (1.0, 0.0, 0.0):
+        yield llama.llama_sampler_init_penalties(n_vocab, PENALTY_LAST_TOKENS, *penalties)
+
+
+def choosing(sampling: Sampling) -> Iterator[Any]:
+    """The samplers that choose among weighed tokens."""
+    if sampling.temperature <= 0:
+        yield llama.llama_sampler_init_greedy()
+        return
+    if sampling.top_k > 0:
+        yield llama.llama_sampler_init_top_k(sampling.top_k)
+    if sampling.top_p < 1:
+        yield llama.llama_sampler_init_top_p(sampling.top_p, 1)
+    if sampling.min_p > 0:
+        yield llama.llama_sampler_init_min_p(sampling.min_p, 1)
+    yield llama.llama_sampler_init_temp(sampling.temperature)
+    seed = int.from_bytes(os.urandom(4), "little") if sampling.seed is None else sampling.seed & 0xFFFFFFFF
+    yield llama.llama_sampler_init_dist(seed)

@@ -15,7 +15,6 @@ import logging
 import mmap
 import os
 import struct
-import tempfile
 import zlib
 from array import array
 from collections.abc import Sequence
@@ -141,15 +140,7 @@ class SnapshotStore:
             try:
                 os.makedirs(directory, exist_ok=True)
                 _make_room(directory, len(state))
-                with tempfile.NamedTemporaryFile(dir=directory, suffix=".tmp", delete=False) as file:
-                    try:
-                        file.write(header)
-                        file.write(state)
-                        file.flush()
-                        os.replace(file.name, path)
-                    except BaseException:
-                        os.unlink(file.name)
-                        raise
+                _write(path, header, state)
             except OSError as error:
                 log.info("No snapshot can be kept in %s: %s.", directory, error.strerror)
                 continue
@@ -171,6 +162,20 @@ class SnapshotStore:
         """What a snapshot depends on beside its tokens. Asked for when the model's file is whole."""
         model = fingerprint(*self._model_paths)
         return f"{model} llama.cpp {version()} n_ctx={self._n_ctx} batch={BATCH_TOKENS} kv=f16 ".encode()
+
+
+def _write(path: str, *parts: bytes | bytearray) -> None:
+    """Write a file under another name and give it its own when it is whole. Raises OSError, leaving nothing."""
+    unfinished = f"{path}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
+    try:
+        with open(unfinished, "xb") as file:
+            for part in parts:
+                file.write(part)
+        os.replace(unfinished, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(unfinished)
+        raise
 
 
 def _problem(mapped: mmap.mmap, key: bytes) -> str | None:

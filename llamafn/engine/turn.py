@@ -10,6 +10,10 @@ from llamafn.deadline import Deadline
 from llamafn.engine.sampling import Sampler
 from llamafn.errors import HTTPError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from llamafn.engine.constraint.guide import Guide
+
 # How many tokens an answer may be ahead of the thread that reads it, while another thread leads.
 READ_AHEAD_TOKENS = 8
 # Reuse that saves less than this is not worth reading the same prompt in other batches, which round differently.
@@ -68,6 +72,7 @@ class Turn:
         "deadline",
         "ended_by",
         "error",
+        "guide",
         "is_gone",
         "pending",
         "prompt",
@@ -77,10 +82,17 @@ class Turn:
     )
 
     def __init__(
-        self, prompt: Prompt, sampler: Sampler, max_tokens: int, deadline: Deadline, is_gone: Callable[[], bool] | None
+        self,
+        prompt: Prompt,
+        sampler: Sampler,
+        max_tokens: int,
+        deadline: Deadline,
+        is_gone: Callable[[], bool] | None,
+        guide: Guide | None = None,
     ) -> None:
         self.prompt = prompt
         self.sampler = sampler
+        self.guide = guide  # the sampler, if it keeps to a schema
         self.remaining = max_tokens
         self.deadline = deadline
         self.is_gone = is_gone
