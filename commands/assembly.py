@@ -30,6 +30,8 @@ OUR_SUFFIXES = (".py", ".html", ".json", "")
 # markupsafe is what jinja2 needs. Its C accelerator, one for each Python and processor, is left out: it speeds up
 # escaping, and we render no HTML.
 ALWAYS = ("jinja2", "markupsafe")
+# Beside these: certifi, for images without CA certificates, which Lambda's have; and with_boto3, for credentials that are
+# not in the environment, as a role's outside of Lambda.
 # The descriptions of 400 other services are 95 % of botocore.
 BOTOCORE_DATA = re.compile(r"botocore/data/([^/]+\.json|(s3|sts|sso|sso-oidc)/.*)")
 
@@ -45,7 +47,7 @@ class Purpose(NamedTuple):
 PURPOSES = {
     "lambda": Purpose(ALWAYS),
     "server": Purpose(
-        (*ALWAYS, "gunicorn", "packaging"),
+        (*ALWAYS, "certifi", "gunicorn", "packaging"),
         ("gunicorn.conf.py",),
         # Google's buildpack takes a directory with a requirements.txt for Python's, and starts what Procfile says.
         {
@@ -56,7 +58,7 @@ PURPOSES = {
     ),
     # The buildpack installs requirements.txt, and would install a functions-framework of its own choice without.
     "functions": Purpose(
-        ALWAYS,
+        (*ALWAYS, "certifi"),
         written={
             ".python-version": "{python}\n",
             "main.py": '"""Where Google\'s buildpack looks for the function."""\n\nfrom handler import http as http\n',
@@ -133,7 +135,7 @@ def _needed_of(packages: Path) -> Iterator[tuple[Path, str]]:
             name.endswith(".py")
             or re.fullmatch(r"[^/]+\.dist-info/(licenses/)?(LICENSE|NOTICE)[^/]*", name)
             or BOTOCORE_DATA.fullmatch(name)
-            or name == "botocore/cacert.pem"
+            or name in ("botocore/cacert.pem", "certifi/cacert.pem")
         ):
             yield file, name
 

@@ -158,10 +158,10 @@ VARIABLES = (
     Variable(
         "MODEL_IN_MEMORY",
         switch,
-        False,
+        None,
         "`1` or `0`",
         "Keep a fetched model in memory instead of a file: for disks that are too small, and for snapshots of memory.",
-        "`0`",
+        "`0`; `1` under Lambda's SnapStart",
     ),
     Variable(
         "FETCH_CONNECTIONS", integer(1, 64), 8, "1 to 64 connections", "Connections that fetch the model side by side."
@@ -315,6 +315,14 @@ VARIABLES = (
         "Load the model before the first request, wherever that is safe.",
         "`0`",
     ),
+    Variable(
+        "LAMBDA_STREAM",
+        switch,
+        False,
+        "`1` or `0`",
+        "The Function URL's invoke mode is `RESPONSE_STREAM`, and the function runs under `lambda-wrapper`.",
+        "`0`",
+    ),
     Variable("HOST", str, "127.0.0.1", "an address", "Where gunicorn listens; containers need `0.0.0.0`."),
     Variable(
         "PORT",
@@ -360,6 +368,7 @@ class Settings(NamedTuple):
     max_body_bytes: int
     cors_origins: tuple[str, ...]
     preload: bool
+    lambda_stream: bool
     host: str
     port: int
 
@@ -399,6 +408,8 @@ class Settings(NamedTuple):
             )
         if values["local_model_path"] is None:
             values["local_model_path"] = f"{MODEL_DIRECTORY}/{file_name(values['model'])}"
+        if values["model_in_memory"] is None:
+            values["model_in_memory"] = environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start"
         if values["n_threads"] is None:
             values["n_threads"] = usable_cpus(environ)
         return cls(**values)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
@@ -12,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from commands.assembly import PURPOSES, Plan, assemble, compile_bytecode, find_python, pins
+from commands.assembly import ALWAYS, PURPOSES, Plan, assemble, compile_bytecode, find_python, pins
 from commands.portable_engine import ARCHITECTURES, this_architecture
 from commands.terminal import CommandFailed
 from commands.zip import sizes_in, write_zip
+from tests.servers import ROOT
 
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 # The interpreter without this environment's packages: what the zip lacks must not be found elsewhere.
@@ -147,6 +149,21 @@ def test_it_holds_what_is_allowed_and_no_more(archive: Path) -> None:
     assert compiled == sources
 
 
+def test_every_package_that_our_code_imports_is_in_it() -> None:
+    imported: dict[str, Path] = {}
+    for path in (ROOT / "handler.py", ROOT / "model_loader.py", *(ROOT / "llamafn").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            imported |= {name.partition(".")[0]: path for name in names}
+    ours = {"llamafn", "model_loader", "llama_cpp", *ALWAYS}
+    # For type checkers; what Lambda's Python brings; what a server has, and Lambda's system makes unnecessary.
+    elsewhere = {"flask", "snapshot_restore_py", "botocore", "certifi"}
+
+    assert set(imported) - set(sys.stdlib_module_names) - ours - elsewhere == set(), imported
+
+
 def test_its_size_stays_within_the_goal(archive: Path) -> None:
     _, unpacked, zipped = sizes_in(archive)[-1]
 
@@ -203,7 +220,7 @@ def test_a_directory_that_holds_something_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_every_package_is_pinned() -> None:
-    pinned = pins(Path("requirements.txt").read_text(encoding="utf-8"))
+    pinned = pins((ROOT / "requirements.txt").read_text(encoding="utf-8"))
 
     for purpose in PURPOSES.values():
         assert set(purpose.packages) <= set(pinned)
