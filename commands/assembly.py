@@ -30,8 +30,6 @@ OUR_SUFFIXES = (".py", ".html", ".json", "")
 # markupsafe is what jinja2 needs. Its C accelerator, one for each Python and processor, is left out: it speeds up
 # escaping, and we render no HTML.
 ALWAYS = ("jinja2", "markupsafe")
-# Beside these: certifi, for images without CA certificates, which Lambda's have; and with_boto3, for credentials that are
-# not in the environment, as a role's outside of Lambda.
 # The descriptions of 400 other services are 95 % of botocore.
 BOTOCORE_DATA = re.compile(r"botocore/data/([^/]+\.json|(s3|sts|sso|sso-oidc)/.*)")
 
@@ -46,6 +44,7 @@ class Purpose(NamedTuple):
 
 PURPOSES = {
     "lambda": Purpose(ALWAYS),
+    # certifi is for images without CA certificates; Lambda's have them.
     "server": Purpose(
         (*ALWAYS, "certifi", "gunicorn", "packaging"),
         ("gunicorn.conf.py",),
@@ -75,7 +74,7 @@ class Plan(NamedTuple):
     architecture: str
     python: str  # 3.13
     baseline: bool = False
-    with_boto3: bool = False
+    with_boto3: bool = False  # for credentials that are not in the environment; Lambda's Python brings it
 
 
 def assemble(plan: Plan, directory: Path, environ: Mapping[str, str]) -> None:

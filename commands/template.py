@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import itertools
 import json
@@ -107,12 +108,27 @@ def translated() -> dict[str, Any]:
     from samtranslator.translator.transform import transform
     from samtranslator.yaml_helper import yaml_parse
 
-    os.environ.setdefault("AWS_DEFAULT_REGION", REGION)
     template = yaml_parse(TEMPLATE.read_text(encoding="utf-8"))
     # `sam deploy` uploads the zip, and puts its address there.
     template["Resources"]["ZipFunction"]["Properties"]["CodeUri"] = "s3://bucket/llamafn.zip"
-    result: dict[str, Any] = json.loads(json.dumps(transform(template, {}, _NoManagedPolicies())))
+    with _region():
+        result: dict[str, Any] = json.loads(json.dumps(transform(template, {}, _NoManagedPolicies())))
     return result
+
+
+@contextlib.contextmanager
+def _region() -> Iterator[None]:
+    """The translator wants to know a region, and asks boto3, which asks the environment."""
+    name = "AWS_DEFAULT_REGION"
+    before = os.environ.get(name)
+    os.environ[name] = REGION
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 class _NoManagedPolicies:
