@@ -21,7 +21,7 @@ FROM public.ecr.aws/lambda/python:${PYTHON} AS lambda
 COPY --from=build /package/lambda ${LAMBDA_TASK_ROOT}
 # AWS's own client cannot stream. Lambda runs the function as a user of its own, whatever is said here.
 USER 65532:65532
-ENTRYPOINT ["python", "-m", "llamafn.platforms.lambda_runtime"]
+ENTRYPOINT ["python3", "-m", "llamafn.platforms.lambda_runtime"]
 CMD ["handler.handler"]
 
 FROM lambda AS lambda-with-model
