@@ -85,6 +85,7 @@ def switch(text: str) -> bool:
 def text_or_file(text: str) -> str:
     """`@path` reads a UTF-8 file: Lambda allows 4 KB of environment, Leapcell 3 KB."""
     if not text.startswith("@"):
+        text.encode()  # bytes of the environment that are not UTF-8 have become halves of surrogate pairs
         return text
     with open(text[1:], encoding="utf-8") as file:
         return file.read()
@@ -478,6 +479,15 @@ class Settings(NamedTuple):
         if values["n_threads"] is None:
             values["n_threads"] = usable_cpus(environ)
         return cls(**values)
+
+
+def shown(uri: str) -> str:
+    """A model's URI without what may be a secret: user, password and query, which signs an address."""
+    scheme, separator, rest = uri.partition("://")
+    if scheme not in ("http", "https") or not separator:
+        return uri
+    host, slash, path = rest.partition("?")[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def file_name(uri: str) -> str:
