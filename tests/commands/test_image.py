@@ -13,6 +13,8 @@ import pytest
 from commands.deploy import deploy_command
 from commands.image import build_command
 from commands.terminal import CommandFailed
+from tests.fetch.models import a_gguf
+from tests.fetch.server import ScriptedServer
 from tests.servers import ROOT
 
 DOCKERFILE = ROOT / "Dockerfile"
@@ -106,6 +108,27 @@ def test_the_steps_of_the_build_work_in_a_plain_directory(tmp_path: Path) -> Non
         assert (package / "handler.py").exists()
         assert list((package / "llama_cpp" / "lib").glob("libggml-cpu-*.so"))
     assert not (work / ".venv").exists()
+
+
+def test_the_models_step_fetches_it_with_nothing_of_ours_installed(tmp_path: Path) -> None:
+    (step,) = [argument for name, argument in instructions("model") if name == "RUN"]
+    script = step.replace("/model/model.gguf", str(tmp_path / "model.gguf"))
+    model = a_gguf(3_000_000)
+    checkout = context(tmp_path / "context")
+
+    def run(**environ: str) -> subprocess.CompletedProcess[str]:
+        bare = {"PATH": f"{Path(sys.base_prefix) / 'bin'}:/usr/bin:/bin", "HOME": str(tmp_path / "home"), **environ}
+        return subprocess.run(["sh", "-c", script], cwd=checkout, env=bare, capture_output=True, text=True, check=False)
+
+    with ScriptedServer() as server:
+        server.put("/model.gguf", model)
+        fetched = run(MODEL=f"{server.url}/model.gguf")
+    nameless = run()
+
+    assert fetched.returncode == 0, fetched.stderr
+    assert (tmp_path / "model.gguf").read_bytes() == model
+    assert nameless.returncode != 0
+    assert "--build-arg MODEL=" in nameless.stderr
 
 
 def test_nothing_but_the_build_stage_runs_a_step_and_no_server_is_root() -> None:
