@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from commands import deploy
 from commands.deploy import deploy_command
 from commands.image import build_command
 from commands.terminal import CommandFailed
@@ -188,6 +190,23 @@ def test_a_deployment_has_a_release_of_its_own(tmp_path: Path) -> None:
     assert first[:2] == ["sam", "deploy"]
     assert len({command[-1] for command in (first, other_parameters, other_code)}) == 3
     assert all(re.fullmatch(r"Release=[0-9a-f]{32}", command[-1]) for command in (first, other_parameters, other_code))
+
+
+def test_the_printed_command_shows_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive = tmp_path / "llamafn.zip"
+    archive.write_bytes(b"")
+    monkeypatch.setattr(deploy, "ZIP", archive)
+    parser = argparse.ArgumentParser()
+    deploy.add_arguments(parser)
+
+    for keys in ("sk-1,sk-2", "sk-1 sk-2", "sk-1'sk-2"):
+        assert deploy.run(parser.parse_args(["--print", f"ApiKeys={keys}", "MemorySize=2048"])) == 0
+
+        shown = capsys.readouterr().out
+        assert "sk-" not in shown
+        assert "MemorySize=2048" in shown
 
 
 def test_a_deployment_needs_the_zip(tmp_path: Path) -> None:
