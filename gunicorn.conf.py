@@ -33,8 +33,16 @@ preload_app = _settings.preload
 control_socket_disable = True
 
 
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
 def when_ready(server: Any) -> None:
     """In the master, before any worker: map the weights once, for every worker that will follow."""
+    if not _settings.api_keys and not _is_loopback(_settings.host):
+        server.log.warning(
+            "Listening on %s without API_KEYS: whoever reaches this address may use the model.", _settings.host
+        )
     if _settings.preload:
         try:
             model_loader.preload(_settings)
