@@ -55,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     command = deploy_command(arguments.stack_name, arguments.parameters, ZIP)
-    print(shlex.join(command), flush=True)
+    # Keys belong neither on a screen nor into a log of CI.
+    print(shlex.join("ApiKeys=..." if part.startswith("ApiKeys=") else part for part in command), flush=True)
     if arguments.print:
         return 0
     if shutil.which("sam") is None:

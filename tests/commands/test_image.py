@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -10,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from commands import deploy
 from commands.deploy import deploy_command
 from commands.image import build_command
 from commands.terminal import CommandFailed
+from tests.fetch.models import a_gguf
+from tests.fetch.server import ScriptedServer
 from tests.servers import ROOT
 
 DOCKERFILE = ROOT / "Dockerfile"
@@ -108,6 +112,27 @@ def test_the_steps_of_the_build_work_in_a_plain_directory(tmp_path: Path) -> Non
     assert not (work / ".venv").exists()
 
 
+def test_the_models_step_fetches_it_with_nothing_of_ours_installed(tmp_path: Path) -> None:
+    (step,) = [argument for name, argument in instructions("model") if name == "RUN"]
+    script = step.replace("/model/model.gguf", str(tmp_path / "model.gguf"))
+    model = a_gguf(3_000_000)
+    checkout = context(tmp_path / "context")
+
+    def run(**environ: str) -> subprocess.CompletedProcess[str]:
+        bare = {"PATH": f"{Path(sys.base_prefix) / 'bin'}:/usr/bin:/bin", "HOME": str(tmp_path / "home"), **environ}
+        return subprocess.run(["sh", "-c", script], cwd=checkout, env=bare, capture_output=True, text=True, check=False)
+
+    with ScriptedServer() as server:
+        server.put("/model.gguf", model)
+        fetched = run(MODEL=f"{server.url}/model.gguf")
+    nameless = run()
+
+    assert fetched.returncode == 0, fetched.stderr
+    assert (tmp_path / "model.gguf").read_bytes() == model
+    assert nameless.returncode != 0
+    assert "--build-arg MODEL=" in nameless.stderr
+
+
 def test_nothing_but_the_build_stage_runs_a_step_and_no_server_is_root() -> None:
     for stage in ("lambda", "server-alone"):
         found = instructions(stage)
@@ -165,6 +190,23 @@ def test_a_deployment_has_a_release_of_its_own(tmp_path: Path) -> None:
     assert first[:2] == ["sam", "deploy"]
     assert len({command[-1] for command in (first, other_parameters, other_code)}) == 3
     assert all(re.fullmatch(r"Release=[0-9a-f]{32}", command[-1]) for command in (first, other_parameters, other_code))
+
+
+def test_the_printed_command_shows_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive = tmp_path / "llamafn.zip"
+    archive.write_bytes(b"")
+    monkeypatch.setattr(deploy, "ZIP", archive)
+    parser = argparse.ArgumentParser()
+    deploy.add_arguments(parser)
+
+    for keys in ("sk-1,sk-2", "sk-1 sk-2", "sk-1'sk-2"):
+        assert deploy.run(parser.parse_args(["--print", f"ApiKeys={keys}", "MemorySize=2048"])) == 0
+
+        shown = capsys.readouterr().out
+        assert "sk-" not in shown
+        assert "MemorySize=2048" in shown
 
 
 def test_a_deployment_needs_the_zip(tmp_path: Path) -> None:

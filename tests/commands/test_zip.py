@@ -33,7 +33,8 @@ class Context:
         return 60000
 answer = handler.handler(json.load(sys.stdin), Context())
 maps = open("/proc/self/maps").read().split()
-json.dump({"answer": answer, "mapped": sorted({path for path in maps if path.endswith(".so")})}, sys.stdout)
+with open(sys.argv[1], "w") as file:  # the log has stdout
+    json.dump({"answer": answer, "mapped": sorted({path for path in maps if path.endswith(".so")})}, file)
 """
 
 
@@ -68,10 +69,11 @@ def _make_writable(directory: Path, writable: bool) -> None:
         path.chmod(path.stat().st_mode | 0o200 if writable else path.stat().st_mode & ~0o222)
 
 
-def invoke(task_root: Path, event: dict[str, Any], **environ: str) -> dict[str, Any]:
+def invoke(task_root: Path, directory: Path, event: dict[str, Any], **environ: str) -> dict[str, Any]:
     """One invocation by a bare interpreter, in an environment that holds nothing but what is given."""
+    output = directory / "found.json"
     done = subprocess.run(
-        [BARE_PYTHON, "-S", "-c", INVOKE],
+        [BARE_PYTHON, "-S", "-c", INVOKE, output],
         input=json.dumps(event),
         cwd=task_root,
         env={"N_THREADS": "1", **environ},
@@ -80,7 +82,7 @@ def invoke(task_root: Path, event: dict[str, Any], **environ: str) -> dict[str, 
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
     return found
 
 
@@ -90,8 +92,10 @@ def chat(text: str) -> dict[str, Any]:
     return {"version": "2.0", "rawPath": "/chat", "requestContext": context, "headers": {}, "body": body}
 
 
-def test_it_runs_from_a_read_only_directory_without_home_or_path(task_root: Path, model_path: str) -> None:
-    found = invoke(task_root, chat("Hello"), MODEL=model_path)
+def test_it_runs_from_a_read_only_directory_without_home_or_path(
+    task_root: Path, tmp_path: Path, model_path: str
+) -> None:
+    found = invoke(task_root, tmp_path, chat("Hello"), MODEL=model_path)
 
     assert found["answer"]["statusCode"] == 200, found
     assert json.loads(found["answer"]["body"])["content"]
@@ -115,7 +119,7 @@ def test_every_variant_that_this_cpu_has_answers(
     others = [f"libggml-cpu-{other}.so" for other in ARCHITECTURES["x86_64"].variants if other not in ("x64", variant)]
     shutil.copytree(assembled, alone, ignore=shutil.ignore_patterns(*others))
 
-    found = invoke(alone, chat("Hello"), MODEL=model_path)
+    found = invoke(alone, tmp_path, chat("Hello"), MODEL=model_path)
 
     assert json.loads(found["answer"]["body"])["content"]
     # The better one of the two that are there.
