@@ -64,6 +64,11 @@ def get_model(settings: Settings, deadline: Deadline) -> Engine:
     return load.engine
 
 
+def wait(settings: Settings, seconds: float) -> bool:
+    """Begin to load if need be, and wait for at most so long. Whether `get_model` has its answer ready."""
+    return _start(settings).done.wait(max(0.0, seconds))
+
+
 def start_loading(settings: Settings) -> None:
     """Begin to load in the background, unless that is under way or done. Only where the CPU runs between requests."""
     _start(settings)
@@ -106,6 +111,13 @@ def state() -> dict[str, Any]:
         "answering": engine.answering,
         "queued": engine.queued,
     }
+
+
+def fetched_bytes() -> int:
+    """Of the model, that this process had to fetch."""
+    load = _load
+    progress = None if load is None or load.model_file is None else load.model_file.progress()
+    return 0 if progress is None or progress.rate is None else progress.done
 
 
 def _start(settings: Settings) -> _Load:

@@ -36,7 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.host:
         environ["HOST"] = arguments.host
     # PRELOAD, so that the first answer does not wait for the model.
-    for name, default in (("MODEL", SMALL_MODEL), ("PORT", str(DEVELOPMENT_PORT)), ("PRELOAD", "1")):
+    defaults = {"MODEL": SMALL_MODEL, "PORT": str(DEVELOPMENT_PORT), "PRELOAD": "1", "PLAYGROUND": "1"}
+    for name, default in defaults.items():
         environ[name] = environ.get(name) or default
     settings = Settings.from_env(environ)
 

@@ -10,6 +10,7 @@ LlamafnError
     │   ├── PromptTooLong     400
     │   ├── UnknownEvent      400  a Lambda event that nobody can answer
     │   └── BodyTooLarge      413
+    ├── InvalidKey            401
     ├── NotFound              404
     ├── MethodNotAllowed      405
     ├── QueueFull             429
@@ -114,6 +115,15 @@ class PromptTooLong(BadRequest):
 class BodyTooLarge(BadRequest):
     status = 413
     code = "body_too_large"
+
+
+class InvalidKey(HTTPError):
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+    def headers(self) -> list[tuple[str, str]]:
+        return [("WWW-Authenticate", "Bearer")]
 
 
 class NotFound(HTTPError):

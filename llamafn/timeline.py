@@ -66,9 +66,9 @@ class Timeline:
             self._finished = False
 
     def to_json(self) -> list[dict[str, float | str | None]]:
-        """`{"phase", "start_ms", "ms"}` of each, in order of their beginning; `ms` is null while it lasts."""
+        """`{"phase", "start_ms", "ms"}` of each, in order of their end; `ms` is null while it lasts."""
         with self._lock:
-            phases = sorted(self._phases.items(), key=lambda phase: phase[1][0])
+            phases = sorted(self._phases.items(), key=lambda phase: phase[1][1] or float("inf"))
         return [
             {
                 "phase": name,

@@ -34,7 +34,7 @@ def warmup(request: Request, settings: Settings) -> Response:
     read_tokens = 0
     if settings.default_system is not None:
         with COLD_START.phase("system prompt"):
-            read_tokens = engine.read(settings.default_system, request.deadline)
+            read_tokens = len(engine.read(settings.default_system, request.deadline))
     return json_response(
         {
             "warm": True,

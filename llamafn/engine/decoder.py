@@ -16,6 +16,7 @@ from collections.abc import Callable
 from llamafn.deadline import Deadline
 from llamafn.engine.bindings import AbortFlag
 from llamafn.engine.context import BATCH_TOKENS, Aborted, Chunk, Context
+from llamafn.engine.logprobs import Scorer
 from llamafn.engine.model import Model
 from llamafn.engine.sampling import Sampler, Sampling
 from llamafn.engine.snapshot import SnapshotStore
@@ -80,94 +81,120 @@ class Decoder:
         """Requests that wait for their turn."""
         return len(self._queue)
 
-    def begin(
+    def enter(
         self,
         prompt: Prompt,
         sampling: Sampling,
         max_tokens: int,
         deadline: Deadline,
         is_gone: Callable[[], bool] | None = None,
+        top_logprobs: int | None = None,
         constraint: Constraint | None = None,
     ) -> Turn:
-        """Wait for a turn, in order of arrival.
+        """Join the queue, or begin at once if a sequence is free. Never waits; `next_token` does.
+
+        `top_logprobs` asks for the tokens' scores, with so many of the likeliest.
 
         Raises:
             QueueFull: too many wait already.
-            DeadlinePassed, ClientGone: while waiting.
         """
+        n_vocab = self._model.n_vocab
         guide = None
         if constraint is not None:
             from llamafn.engine.constraint.guide import Guide
 
             guide = Guide(constraint, sampling, self._model)
-        sampler = guide or Sampler(sampling, self._model.n_vocab)
-        turn = Turn(prompt, sampler, max_tokens, deadline, is_gone, guide)
-        try:
-            with self._changed:
-                if not self._free or self._queue:
-                    self._wait_in_queue(turn)
+        with self._changed:
+            may_begin = bool(self._free) and not self._queue
+            if not may_begin and len(self._queue) >= self._max_queue:
+                raise QueueFull(
+                    f"{len(self._queue)} requests wait already, and MAX_QUEUE is {self._max_queue}.",
+                    hint="Try again in a moment; or let the platform start more instances.",
+                    retry_after=1 + len(self._queue),
+                )
+            scorer = None if top_logprobs is None else Scorer(n_vocab, top_logprobs)
+            sampler = guide or Sampler(sampling, n_vocab)
+            turn = Turn(prompt, sampler, scorer, max_tokens, deadline, is_gone, guide)
+            if may_begin:
                 self._take_sequence(turn)
-        except BaseException:
-            turn.sampler.close()
-            raise
+            else:
+                self._queue.append(turn)
         return turn
 
-    def next_token(self, turn: Turn) -> int | None:
-        """The answer's next token; None once `turn.ended_by` says why there is none."""
+    def next_token(self, turn: Turn, patience: float = float("inf")) -> int | None:
+        """The answer's next token. None once `turn.ended_by` says why there is none, or after `patience` seconds.
+
+        Patience is looked at between batches, which go on meanwhile.
+
+        Raises:
+            DeadlinePassed, ClientGone: while waiting in the queue.
+            EngineError: llama.cpp refused a batch.
+        """
+        until = time.monotonic() + patience
         with self._changed:
             while not turn.ready:
                 if turn.error is not None:
                     raise turn.error
                 if turn.ended_by is not None:
                     return None
-                if self._leading or self._ending:
-                    self._changed.wait()
+                left = until - time.monotonic()
+                if left <= 0:
+                    return None
+                if turn.began_at is None:
+                    self._wait_in_queue(turn, left)
+                elif self._leading or self._ending:
+                    self._changed.wait(_timeout(left))
                 else:
                     self._lead()
             return turn.ready.popleft()
 
     def end(self, turn: Turn) -> None:
         """Give the turn back. What was read and written stays in the cache, for a prompt that begins the same."""
+        state: bytearray | None = None
         with self._changed:
-            self._running.remove(turn)
-            self._ending += 1
-            while self._leading:  # the context is another thread's, which may be decoding a token of this turn
-                self._changed.wait()
-            self._ending -= 1
+            if turn.began_at is None:
+                self._queue.remove(turn)
+            else:
+                state = self._free_sequence(turn)
             turn.sampler.close()
-            state = self._prefix_state(turn)
-            turn.sequence.used_at = time.monotonic()
-            self._free.append(turn.sequence)
-            turn.sequence = None
-            self._changed.notify_all()
+            if turn.scorer is not None:
+                turn.scorer.close()
+            self._changed.notify_all()  # the next one in the queue may go now
         if state is not None and self._snapshots:
             self._snapshots.save(turn.prompt.prefix, state)
 
-    def _wait_in_queue(self, turn: Turn) -> None:
-        if len(self._queue) >= self._max_queue:
-            raise QueueFull(
-                f"{len(self._queue)} requests wait already, and MAX_QUEUE is {self._max_queue}.",
-                hint="Try again in a moment; or let the platform start more instances.",
-                retry_after=1 + len(self._queue),
-            )
-        self._queue.append(turn)
-        try:
-            while not (self._free and self._queue[0] is turn):
-                turn.deadline.check("the request waited for its turn")
-                if turn.is_gone is not None and turn.is_gone():
-                    raise ClientGone("The client left while its request waited for its turn.")
-                poll = WATCH_SECONDS if turn.is_gone is not None else None
-                remaining = turn.deadline.remaining()
-                self._changed.wait(min(remaining, poll) if poll is not None else _timeout(remaining))
-        finally:
-            self._queue.remove(turn)
-            self._changed.notify_all()  # the next one in the queue may go now
+    def _free_sequence(self, turn: Turn) -> bytearray | None:
+        """Let others have the turn's sequence; returns its state if that is to be saved."""
+        self._running.remove(turn)
+        self._ending += 1
+        while self._leading:  # the context is another thread's, which may be decoding a token of this turn
+            self._changed.wait()
+        self._ending -= 1
+        state = self._prefix_state(turn)
+        turn.sequence.used_at = time.monotonic()
+        self._free.append(turn.sequence)
+        turn.sequence = None
+        return state
+
+    def _wait_in_queue(self, turn: Turn, patience: float) -> None:
+        """Wait for a while, and begin if it is the turn's turn."""
+        if self._free and self._queue[0] is turn:
+            self._queue.popleft()
+            self._take_sequence(turn)
+            return
+        turn.deadline.check("the request waited for its turn")
+        if turn.is_gone is not None:
+            if turn.is_gone():
+                raise ClientGone("The client left while its request waited for its turn.")
+            patience = min(patience, WATCH_SECONDS)
+        self._changed.wait(_timeout(min(turn.deadline.remaining(), patience)))
 
     def _take_sequence(self, turn: Turn) -> None:
         """Give the turn the free sequence that knows most of its prompt; of equals, the one unused for longest."""
         sequence = max(self._free, key=lambda free: (free.reusable(turn.prompt), -free.used_at))
         self._free.remove(sequence)
         turn.sequence = sequence
+        turn.began_at = time.monotonic()
         self._running.append(turn)
         if self._watch is None:
             self._watch = threading.Thread(target=self._watch_turns, name="llamafn-watch", daemon=True)
@@ -279,6 +306,8 @@ class Decoder:
         if self._model.ends_generation(token):
             turn.ended_by = "stop"
             return
+        if turn.scorer is not None:
+            turn.scores.append(turn.scorer.score(self._context, row, token))
         turn.ready.append(token)
         turn.pending = [token]
         turn.remaining -= 1

@@ -125,11 +125,16 @@ class SnapshotStore:
             return False
         key = self._key(prefix)
         if keep or key in self._seen:
-            return not any(os.path.exists(self._path(directory, key)) for directory in self._directories)
+            return self.path_of(prefix) is None
         if len(self._seen) >= 1024:  # callers whose every system prompt is new
             self._seen.clear()
         self._seen.add(key)
         return False
+
+    def path_of(self, prefix: Sequence[int]) -> str | None:
+        """Where the snapshot of these tokens is, right or wrong; None if there is none."""
+        key = self._key(prefix)
+        return next(filter(os.path.exists, (self._path(directory, key) for directory in self._directories)), None)
 
     def save(self, prefix: Sequence[int], state: bytearray) -> str | None:
         """Write a snapshot, whole or not at all. Returns its path; None if there is no place for it."""

@@ -36,6 +36,11 @@ class TextStream:
         """The text that was held back. The bytes of a character that never became whole are dropped."""
         return "" if self.stopped else self._give(len(self._held))
 
+    def close(self, ending: bytes) -> str:
+        """The text that was held back, and `ending`; a character that is not whole is finished by it, or dropped."""
+        finishes = 0x80 <= ending[0] < 0xC0  # https://www.rfc-editor.org/rfc/rfc3629#section-3
+        return self.push(ending) + self.finish() if finishes else self.finish() + ending.decode()
+
     def _doubtful(self) -> int:
         """How many characters at the end may be the beginning of a stop string."""
         longest = 0

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Tokens
 
 from llamafn.deadline import Deadline
+from llamafn.engine.logprobs import Scorer, TokenScore
 from llamafn.engine.sampling import Sampler
 from llamafn.errors import HTTPError
 
@@ -64,10 +65,11 @@ class CachedSequence:
 
 
 class Turn:
-    """One answer under way. Made by `Decoder.begin`; whoever holds it must `Decoder.end` it."""
+    """One answer, waiting or under way. Made by `Decoder.enter`; whoever holds it must `Decoder.end` it."""
 
     __slots__ = (
         "_sequence",
+        "began_at",
         "cached_tokens",
         "deadline",
         "ended_by",
@@ -79,26 +81,32 @@ class Turn:
         "ready",
         "remaining",
         "sampler",
+        "scorer",
+        "scores",
     )
 
     def __init__(
         self,
         prompt: Prompt,
         sampler: Sampler,
+        scorer: Scorer | None,
         max_tokens: int,
         deadline: Deadline,
         is_gone: Callable[[], bool] | None,
-        guide: Guide | None = None,
+        guide: Guide | None,
     ) -> None:
         self.prompt = prompt
         self.sampler = sampler
         self.guide = guide  # the sampler, if it keeps to a schema
+        self.scorer = scorer
         self.remaining = max_tokens
         self.deadline = deadline
         self.is_gone = is_gone
         self.cached_tokens: int | None = None  # of the prompt, that did not have to be read; None until it is looked up
         self.pending: list[int] = []  # to be read: the rest of the prompt, or the last token
         self.ready: deque[int] = deque()  # chosen, and not taken yet
+        self.scores: deque[TokenScore] = deque()  # of the tokens in `ready`, where there is a scorer
+        self.began_at: float | None = None  # on the monotonic clock; None while it waits in the queue
         self.ended_by: str | None = None  # "stop", "length", "deadline" or "cancelled"
         self.error: HTTPError | None = None
         self._sequence: CachedSequence | None = None

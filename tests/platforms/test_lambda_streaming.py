@@ -13,15 +13,10 @@ import pytest
 
 from tests.platforms.functions import WRAPPED, Function, running, url_event
 from tests.platforms.runtime_api_server import ERROR_BODY, ERROR_TYPE, STREAM_TYPE, RuntimeAPIServer
+from tests.servers import events_of
 
 QUESTION = {"system": "Eres un asistente agrónomo.", "context": "¿Cuándo debo regar?", "max_tokens": 8}
 STORY = {"context": "Write a very long story.", "max_tokens": 400}
-
-
-def events_of(body: bytes) -> list[Any]:
-    *events, last = [line.removeprefix("data: ") for line in body.decode().split("\n\n") if line]
-    assert last == "[DONE]"
-    return [json.loads(event) for event in events]
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +36,8 @@ def test_an_answer_leaves_in_pieces(streaming: RuntimeAPIServer) -> None:
     *pieces, summary = events_of(outcome.streamed_body)
     assert "".join(piece["content"] for piece in pieces)
     assert summary["finish_reason"] in ("stop", "length")
-    # One chunk for each event and for [DONE], each sent when it was made: decoding took time in between.
-    assert len(outcome.chunks) == len(pieces) + 2
+    # One chunk for each event, ping and for [DONE], each sent when it was made: decoding took time in between.
+    assert len(outcome.chunks) == len(pieces) + outcome.streamed_body.count(b": ping") + 2
     spread = outcome.chunks[-1][0] - outcome.chunks[0][0]
     assert spread > summary["timings"]["decode_ms"] / 1000 / 2
     assert outcome.trailers == {}

@@ -149,7 +149,7 @@ class State:
     @classmethod
     def before(cls, symbol: Symbol) -> State:
         threads: list[Thread] = []
-        _enter(_push((symbol,), None), threads)
+        _settle(symbol.start(shortest=False), None, threads)
         return cls(tuple(threads))
 
     @property
@@ -177,7 +177,7 @@ class State:
             if after is not None:
                 _settle(after, stack, threads)
         if len(threads) > 1:
-            threads = list(dict.fromkeys(threads))[:MAX_THREADS]
+            threads = list(dict.fromkeys(threads))
         state = self._next[byte] = State(tuple(threads)) if threads else None
         return state
 
@@ -361,27 +361,34 @@ def _is_utf8(partial: bytes) -> bool:
     return lowest <= second <= highest and all(0x80 <= byte <= 0xBF for byte in partial[2:])
 
 
-def _push(symbols: tuple[Symbol, ...], stack: Frame | None) -> Frame | None:
-    for symbol in reversed(symbols):
+def _push(symbols: Iterable[Symbol], stack: Frame | None) -> Frame | None:
+    for symbol in reversed(tuple(symbols)):
         depth, cost = (stack.depth, stack.cost) if stack is not None else (0, 0)
         stack = Frame(symbol, stack, depth + 1, symbol.cost + cost)
     return stack
 
 
-def _enter(stack: Frame | None, threads: list[Thread]) -> None:
-    """Go into the stack's next symbol."""
-    if stack is None:
-        threads.append((None, None))
-    else:
-        _settle(stack.symbol.start(shortest=stack.depth > MAX_OPEN), stack.below, threads)
-
-
 def _settle(position: Position, stack: Frame | None, threads: list[Thread]) -> None:
     """Stay at the position, and go on to what follows where its symbol may end."""
-    if not isinstance(position, _End):
-        threads.append((position, stack))
-    for symbols in position.ends:
-        _enter(_push(symbols, stack), threads)
+    waiting: list[tuple[Position, Frame | None]] = [(position, stack)]
+    # Alternatives of alternatives may lead to the same place a million times. Known by identity, and so kept alive.
+    entered: dict[tuple[int, int], tuple[Symbol, Frame | None]] = {}
+    while waiting and len(threads) < MAX_THREADS:
+        position, stack = waiting.pop()
+        if not isinstance(position, _End):
+            threads.append((position, stack))
+        for symbols in position.ends:
+            if symbols:
+                symbol, below = symbols[0], _push(symbols[1:], stack)
+            elif stack is not None:
+                symbol, below = stack.symbol, stack.below
+            else:
+                threads.append((None, None))
+                continue
+            if (id(symbol), id(below)) not in entered:
+                entered[id(symbol), id(below)] = symbol, below
+                depth = below.depth + 1 if below is not None else 1
+                waiting.append((symbol.start(shortest=depth > MAX_OPEN), below))
 
 
 def _symbols(stack: Frame | None) -> Iterable[Symbol]:

@@ -79,10 +79,13 @@ class Guide(Sampler):
                 raise self._error
             state = self._tried[token]
             self._tried.clear()
+            if state is None:  # the vocabulary has no token for the only bytes that are legal
+                self.ended_by = "length"
+                return []
             if self._model.ends_generation(token):
                 self.ended_by = "stop"
                 return []
-            if state is None or not self._fits(state, room - 1):
+            if not self._fits(state, room - 1):
                 self.ended_by = "length"
                 return []
             self._state = state
@@ -95,10 +98,20 @@ class Guide(Sampler):
             self.ended_by = "length"
         return tokens
 
-    def closing(self) -> tuple[str, int]:
-        """The text that makes the answer a whole document, and its tokens."""
+    def write(self, text: bytes) -> None:
+        """Take a text as if the model had written it."""
+        state = self._state.walk(text)
+        if state is None:
+            raise ValueError(f"{text!r} is not legal here")
+        self._state = state
+
+    def closing(self) -> tuple[bytes, int]:
+        """The text that makes the answer a whole document, and the number of its tokens.
+
+        It begins within a character only if it finishes one; else it takes the place of one that is not whole.
+        """
         text = self._state.closing()
-        return text.decode(), len(_tokens(self._model, text))
+        return text, _count(self._model, text)
 
     def _fits(self, state: State, room: int) -> bool:
         """Whether the shortest way to the end has room for its tokens, each of which is a byte at least."""
@@ -107,12 +120,12 @@ class Guide(Sampler):
             return True
         if cost > room * _MOST_BYTES_A_TOKEN:
             return False
-        return len(_tokens(self._model, state.closing())) <= room
+        return _count(self._model, state.closing()) <= room
 
     def _forced(self, room: int) -> list[int]:
         """Take the tokens of the text that must come now."""
         text, state = self._state.forced()
-        text = text.decode(errors="ignore").encode()  # two characters may have their first bytes in common
+        text = _whole_characters(text)  # the first bytes of two characters may be the same
         tokens = _tokens(self._model, text)
         pieces = [self._model.piece(token) for token in tokens]
         if b"".join(pieces) != text:
@@ -174,8 +187,7 @@ class Guide(Sampler):
 
     def _beyond(self) -> int:
         """A legal token when none of the likeliest is: the likeliest that is one byte, or begins what is forced."""
-        forced = self._state.forced()[0].decode(errors="ignore")
-        tokens = _tokens(self._model, forced.encode())[:1]
+        tokens = _tokens(self._model, _whole_characters(self._state.forced()[0]))[:1]
         if not tokens or self._after(tokens[0]) is None:
             tokens = self._byte_tokens(self._state.next_bytes())
         logits = llama.llama_get_logits_ith(self._context.handle, self._row)
@@ -197,7 +209,22 @@ class Guide(Sampler):
 
 def least_tokens(constraint: Constraint, model: Model) -> int:
     """How many tokens the shortest document has."""
-    return len(_tokens(model, constraint.shortest))
+    return _count(model, constraint.shortest)
+
+
+def _count(model: Model, text: bytes) -> int:
+    """How many tokens a text has; the end of a character at its beginning may need one for each byte."""
+    rest = text.lstrip(bytes(range(0x80, 0xC0)))
+    return len(text) - len(rest) + len(_tokens(model, rest))
+
+
+def _whole_characters(text: bytes) -> bytes:
+    """As much of the text's beginning as is UTF-8."""
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        return text[: error.start]
+    return text
 
 
 def _tokens(model: Model, text: bytes) -> list[int]:
