@@ -3,6 +3,7 @@
 One worker, so that the model is in memory once, and threads, so that /health answers while others wait.
 """
 
+import os
 import sys
 from typing import Any
 
@@ -25,15 +26,23 @@ max_requests = 200
 graceful_timeout = int(_settings.request_timeout_seconds) + 5
 timeout = 45
 keepalive = 5
-# /dev/shm is not always there or writable; gunicorn's heartbeat would stall on a slow disk.
-worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None
+# gunicorn's heartbeat would stall on a slow disk. Leapcell's /dev/shm is read-only, and then its /tmp is memory.
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 preload_app = _settings.preload
 # Its control socket would be in $HOME, which serverless platforms do not let us write to.
 control_socket_disable = True
 
 
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
 def when_ready(server: Any) -> None:
     """In the master, before any worker: map the weights once, for every worker that will follow."""
+    if not _settings.api_keys and not _is_loopback(_settings.host):
+        server.log.warning(
+            "Listening on %s without API_KEYS: whoever reaches this address may use the model.", _settings.host
+        )
     if _settings.preload:
         try:
             model_loader.preload(_settings)

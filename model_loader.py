@@ -64,6 +64,11 @@ def get_model(settings: Settings, deadline: Deadline) -> Engine:
     return load.engine
 
 
+def wait(settings: Settings, seconds: float) -> bool:
+    """Begin to load if need be, and wait for at most so long. Whether `get_model` has its answer ready."""
+    return _start(settings).done.wait(max(0.0, seconds))
+
+
 def start_loading(settings: Settings) -> None:
     """Begin to load in the background, unless that is under way or done. Only where the CPU runs between requests."""
     _start(settings)
@@ -82,8 +87,11 @@ def preload(settings: Settings) -> None:
         return
     _inherited, model_file = _map_weights(settings)
     model_file.wait_whole(Deadline.never())
-    for module in ("llamafn.engine.engine", "llamafn.engine.template"):
-        importlib.import_module(module)
+    from llamafn.engine.pages import READER_NAME
+
+    for thread in threading.enumerate():
+        if thread.name == READER_NAME:
+            thread.join()
 
 
 def loaded() -> Engine | None:
@@ -108,6 +116,13 @@ def state() -> dict[str, Any]:
         "answering": engine.answering,
         "queued": engine.queued,
     }
+
+
+def fetched_bytes() -> int:
+    """Of the model, that this process had to fetch."""
+    load = _load
+    progress = None if load is None or load.model_file is None else load.model_file.progress()
+    return 0 if progress is None or progress.rate is None else progress.done
 
 
 def _start(settings: Settings) -> _Load:
@@ -150,39 +165,43 @@ def _progress(load: _Load) -> dict[str, Any]:
 
 
 def _make_engine(load: _Load, settings: Settings) -> Engine:
-    # Jinja2's import takes a third of a small model's load, which leaves the interpreter free.
-    template_import = threading.Thread(target=importlib.import_module, args=("llamafn.engine.template",))
-    template_import.start()
     if _inherited is None:
         model, load.model_file = _map_weights(settings, load)
     else:
         model = _inherited
-    from llamafn.engine.engine import Engine
-    from llamafn.engine.snapshot import SnapshotStore
+    engine: Engine | None = None
+    try:
+        engine = _engine_on(model, settings)
+        if load.model_file is not None:
+            # Nothing may be decoded before the last byte is there and is right.
+            load.model_file.wait_whole(Deadline.never())
+        return engine
+    except BaseException:
+        if engine is not None:
+            engine.close()
+        if model is not _inherited:
+            model.close()
+        raise
 
+
+def _engine_on(model: Model, settings: Settings) -> Engine:
     with COLD_START.phase("template"):
-        template_import.join()
+        from llamafn.engine.engine import Engine
+        from llamafn.engine.snapshot import SnapshotStore
         from llamafn.engine.template import ChatTemplate
 
         template = ChatTemplate(model.metadata("tokenizer.chat_template"), bos=model.bos, eos=model.eos)
+        directories = _snapshot_directories(settings)
     with COLD_START.phase("context"):
-        engine = Engine(
+        return Engine(
             model,
             template,
             n_ctx=settings.n_ctx,
             n_threads=settings.n_threads,
             parallel=settings.parallel,
             max_queue=settings.max_queue,
-            snapshots=SnapshotStore(model.paths, settings.n_ctx, _snapshot_directories(settings)),
+            snapshots=SnapshotStore(model.paths, settings.n_ctx, directories, settings.parallel),
         )
-    if load.model_file is not None:
-        # Nothing may be decoded before the last byte is there and is right.
-        try:
-            load.model_file.wait_whole(Deadline.never())
-        except BaseException:
-            engine.close()
-            raise
-    return engine
 
 
 def _map_weights(settings: Settings, load: _Load | None = None) -> tuple[Model, ModelFile]:
@@ -199,12 +218,22 @@ def _map_weights(settings: Settings, load: _Load | None = None) -> tuple[Model, 
     if model_file.progress().is_complete:
         for path in model_file.paths:
             read_ahead(path)
-    with COLD_START.phase("load"):
-        try:
+    # What else is needed, Jinja2 above all, is imported while llama.cpp reads the vocabulary and leaves the GIL alone.
+    imports = threading.Thread(target=_import_engine, name="llamafn-imports")
+    imports.start()
+    try:
+        with COLD_START.phase("load"):
             return Model(*model_file.paths), model_file
-        except ModelUnavailable:
-            model_file.wait_whole(Deadline.never())  # knows better what is wrong with a file that it fetched
-            raise
+    except ModelUnavailable:
+        model_file.wait_whole(Deadline.never())  # knows better what is wrong with a file that it fetched
+        raise
+    finally:
+        imports.join()
+
+
+def _import_engine() -> None:
+    for module in ("llamafn.engine.template", "llamafn.engine.engine"):
+        importlib.import_module(module)
 
 
 def _snapshot_directories(settings: Settings) -> list[str]:

@@ -76,14 +76,14 @@ GUNICORN = Server(
     "ours, gunicorn",
     _gunicorn,
     "/chat",
-    "handler:app, one worker, no preload; temperature 0.2, /chat's own",
+    "handler:app, one worker, no preload",
     _our_environment,
 )
 FUNCTIONS_FRAMEWORK = Server(
     "ours, functions-framework",
     _functions_framework,
     "/chat",
-    "handler.py, target http; temperature 0.2",
+    "handler.py, target http",
     _our_environment,
 )
 

@@ -15,6 +15,9 @@ from llamafn.fetch import ModelFile, open_model
 from llamafn.fetch.progress import Progress
 from llamafn.settings import Settings
 
+# So that an image's build can fetch a model without building this machine's .venv.
+STANDARD_LIBRARY_ONLY = True
+
 # Often enough to see on a terminal that it moves; seldom enough for a build's log.
 BAR_SECONDS, LINE_SECONDS = 0.1, 5.0
 

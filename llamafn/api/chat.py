@@ -3,78 +3,64 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Generator
+from functools import partial
 from typing import Any
 
-import model_loader
-from llamafn.api.body import anything, boolean, integer, mapping, number, parse, text, texts
-from llamafn.errors import InvalidSchema
+from llamafn.api import generation as generations
+from llamafn.api.body import ANYTHING, BOOLEAN, OBJECT, TEXT, Field, integer, parse
+from llamafn.record import timings
 from llamafn.settings import Settings
-from llamafn.timeline import COLD_START
-from llamafn.web import Request, Response, event_stream, json_response
+from llamafn.web import PING, Request, Response
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from llamafn.engine.constraint.schema import Constraint
-    from llamafn.engine.engine import Generation
-
-log = logging.getLogger("llamafn")
+    from llamafn.engine.engine import Engine, Generation
 
 DEFAULT_MAX_TOKENS = 256
 # Low: the answers are facts and JSON.
 TEMPERATURE = 0.2
-MAX_STOPS = 16
+
+
+def fields(settings: Settings) -> tuple[Field, ...]:
+    return (
+        Field("system", TEXT, "The system message."),
+        Field("context", ANYTHING, "The user's message: a string as it is, all else as compact JSON.", required=True),
+        Field("max_tokens", integer(1, settings.n_ctx), f"The longest answer; {DEFAULT_MAX_TOKENS} by default."),
+        Field("stream", BOOLEAN, "Whether to send the answer as it is written, as server-sent events."),
+        Field("schema", OBJECT, "A JSON Schema: `content` is then a JSON document that follows it."),
+        generations.TEMPERATURE,
+        generations.SEED,
+        generations.STOP,
+        Field("timeout_ms", integer(1, 3_600_000), "The request's time, if it is less than the server allows."),
+    )
 
 
 def chat(request: Request, settings: Settings) -> Response:
     """An answer to `context`, under the system prompt `system`."""
-    fields = (
-        text("system"),
-        anything("context", required=True),
-        integer("max_tokens", 1, settings.n_ctx),
-        boolean("stream"),
-        mapping("schema"),
-        number("temperature", 0, 2),
-        integer("seed", -(2**63), 2**63 - 1),
-        texts("stop", MAX_STOPS),
-        integer("timeout_ms", 1, 3_600_000),
-    )
-    values, unknown = parse(request.body(settings.max_body_bytes), fields)
+    values, unknown = parse(request.body(settings.max_body_bytes), fields(settings))
     if "timeout_ms" in values:
         request.deadline = request.deadline.at_most(values["timeout_ms"] / 1000)
-    constraint = _constraint(values.get("schema", settings.chat_schema))
-    stop = values.get("stop", [])
-    engine = model_loader.get_model(settings, request.deadline)
-    from llamafn.engine.sampling import Sampling
+    constraint = generations.constraint(values.get("schema", settings.chat_schema), "schema")
+    messages = _messages(values, settings)
+    request.record.prompt = messages
 
-    generation = engine.generate(
-        engine.prompt(_messages(values, settings), keep="system" not in values),
-        Sampling(temperature=values.get("temperature", TEMPERATURE), seed=values.get("seed")),
-        max_tokens=values.get("max_tokens", min(DEFAULT_MAX_TOKENS, settings.n_ctx)),
-        stop=[stop] if isinstance(stop, str) else stop,
-        deadline=request.deadline,
-        is_gone=request.is_gone,
-        constraint=constraint,
-    )
+    def start(engine: Engine) -> Generation:
+        return engine.generate(
+            engine.prompt(messages, keep="system" not in values),
+            generations.sampling(values, engine.model.n_vocab, temperature=TEMPERATURE),
+            max_tokens=int(values.get("max_tokens", min(DEFAULT_MAX_TOKENS, settings.n_ctx))),
+            stop=generations.stops(values),
+            deadline=request.deadline,
+            is_gone=request.is_gone,
+            constraint=constraint,
+        )
+
     if values.get("stream"):
-        return event_stream(_events(generation, unknown))
-    with generation:
-        content = "".join(generation)
-    headers = [("Server-Timing", COLD_START.server_timing())] if _ends_cold_start(generation) else []
-    return json_response({"content": content, **_summary(generation, unknown)}, headers=headers)
-
-
-def _constraint(schema: dict[str, Any] | None) -> Constraint | None:
-    if schema is None:
-        return None
-    from llamafn.engine.constraint.schema import compile_schema
-
-    try:
-        return compile_schema(schema)
-    except InvalidSchema as error:
-        error.param = "schema"
-        raise
+        return generations.stream(request, settings, start=start, events=partial(_events, request, unknown))
+    return generations.answer(
+        request, settings, start=start, whole=lambda done, text: {"content": text, **_summary(done, unknown)}
+    )
 
 
 def _messages(values: dict[str, Any], settings: Settings) -> list[dict[str, str]]:
@@ -88,11 +74,9 @@ def _messages(values: dict[str, Any], settings: Settings) -> list[dict[str, str]
     return messages
 
 
-def _events(generation: Generation, unknown: list[str]) -> Generator[dict[str, Any], None, None]:
-    with generation:
-        for piece in generation:
-            _ends_cold_start(generation)
-            yield {"content": piece}
+def _events(request: Request, unknown: list[str], generation: Generation) -> Generator[Any, None, None]:
+    for piece in generations.pieces(generation, request):
+        yield {"content": piece} if piece else PING
     yield _summary(generation, unknown)
 
 
@@ -100,34 +84,9 @@ def _summary(generation: Generation, unknown: list[str]) -> dict[str, Any]:
     """What follows the text: why it ended, what it cost, and what was not understood of the request."""
     summary: dict[str, Any] = {
         "finish_reason": generation.finish_reason,
-        "usage": {
-            "prompt_tokens": generation.prompt_tokens,
-            "completion_tokens": generation.completion_tokens,
-            "total_tokens": generation.prompt_tokens + generation.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": generation.cached_tokens},
-        },
-        "timings": {
-            "queue_ms": _milliseconds(generation.asked_at, generation.began_at),
-            "prefill_ms": _milliseconds(generation.began_at, generation.first_token_at),
-            "decode_ms": _milliseconds(generation.first_token_at, generation.ended_at),
-        },
+        "usage": generations.usage(generation),
+        "timings": timings(generation),
     }
-    if generation.forced_tokens:
-        summary["usage"]["completion_tokens_details"] = {"forced_tokens": generation.forced_tokens}
     if unknown:
         summary["warnings"] = [f"unknown key {key!r} was ignored" for key in unknown]
     return summary
-
-
-def _milliseconds(began: float | None, ended: float | None) -> float | None:
-    return None if began is None or ended is None else round((ended - began) * 1000, 1)
-
-
-def _ends_cold_start(generation: Generation) -> bool:
-    """Whether this answer's first token was the instance's first."""
-    if generation.began_at is None or generation.first_token_at is None:
-        return False
-    if not COLD_START.finish(generation.began_at, generation.first_token_at):
-        return False
-    log.info(json.dumps({"event": "cold start", "phases": COLD_START.to_json()}))
-    return True

@@ -97,6 +97,12 @@ class Context:
             raise EngineError(f"llama.cpp could not decode a batch of {row} tokens (llama_decode answered {result}).")
         return rows
 
+    def logits(self, row: int, n_vocab: int) -> memoryview[float]:
+        """The logits of a row of the last batch, as floats; they last until the next batch."""
+        pointer = llama.llama_get_logits_ith(self._handle, row)
+        floats = ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float * n_vocab)).contents
+        return memoryview(floats).cast("B").cast("f")
+
     def state(self, sequence: int) -> bytearray:
         """What the cache holds of a sequence, as llama.cpp writes it."""
         size = llama.llama_state_seq_get_size(self._handle, sequence)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from llamafn.deadline import Deadline
 from llamafn.engine.decoder import Decoder
+from llamafn.engine.logprobs import TokenScore
 from llamafn.engine.model import Model
 from llamafn.engine.sampling import Sampling
 from llamafn.engine.snapshot import SnapshotStore
@@ -20,6 +22,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from llamafn.engine.constraint.schema import Constraint
 
+# How long an answer may keep silent before it gives an empty piece.
+HEARTBEAT_SECONDS = 5.0
 # Stands for the user's words when the template is asked what comes before them.
 _USER_MARK = "\u27e6user\u27e7"
 
@@ -41,6 +45,7 @@ class Engine:
         self.model = model
         self.n_ctx = n_ctx
         self._template = template
+        self._snapshots = snapshots
         self._decoder = Decoder(
             model, n_ctx=n_ctx, n_threads=n_threads, parallel=parallel, max_queue=max_queue, snapshots=snapshots
         )
@@ -62,16 +67,45 @@ class Engine:
         """Requests that wait for their turn."""
         return self._decoder.queued
 
-    def prompt(self, messages: Sequence[Mapping[str, Any]], *, keep: bool = False) -> Prompt:
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the model's template shows tools to it, in a format whose calls can be read."""
+        return self._template.takes_tools
+
+    def prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        opening: str = "",
+        keep: bool = False,
+    ) -> Prompt:
         """The tokens of a conversation, as the model's own template renders it.
 
+        `opening` is how the answer has to begin; it is part of the prompt, not of what is generated.
         With `keep`, a snapshot of what comes before the user's words is saved the first time, not the second.
 
         Raises:
             BadRequest: the template refuses the messages.
             PromptTooLong: it leaves no room in the context for a single token of an answer.
         """
-        text = self._template.render(messages)
+        text = self._template.render(messages, tools) + opening
+        tokens = self._fitting(text)
+        # Tools come before the user's part, too, and change with each caller: such a prefix is not looked for.
+        return Prompt(tokens, 0 if tools else self._boundary(messages, text, tokens), keep=keep)
+
+    def raw_prompt(self, text: str) -> Prompt:
+        """The tokens of a text that the model is to continue as it stands, without its chat template.
+
+        Raises:
+            PromptTooLong, BadRequest: it leaves no room for an answer, or has no token at all.
+        """
+        tokens = self._fitting(text)
+        if not tokens:
+            raise BadRequest("The prompt is empty; this model needs at least one token to begin with.", param="prompt")
+        return Prompt(tokens)
+
+    def _fitting(self, text: str) -> list[int]:
         tokens = self._tokenize(text)
         if len(tokens) >= self.n_ctx:
             raise PromptTooLong(
@@ -79,7 +113,7 @@ class Engine:
                 f"{self.n_ctx} tokens (N_CTX), and the answer needs at least one.",
                 hint="Shorten the system prompt or the message, or raise N_CTX.",
             )
-        return Prompt(tokens, self._boundary(messages, text, tokens), keep=keep)
+        return tokens
 
     def generate(
         self,
@@ -90,12 +124,14 @@ class Engine:
         stop: Sequence[str] = (),
         deadline: Deadline,
         is_gone: Callable[[], bool] | None = None,
+        top_logprobs: int | None = None,
         constraint: Constraint | None = None,
     ) -> Generation:
         """An answer, to be iterated over. `is_gone` says whether the client has left; it is called from a thread.
 
-        The answer is cut to what the context has room for. Under a `constraint` it is a whole document all the same,
-        and also when the deadline ends it.
+        The answer is cut to what the context has room for. `top_logprobs` asks for its tokens' scores, each with so
+        many of the likeliest tokens; there are none under a constraint. Under a `constraint` it is a whole document
+        all the same, and also when the deadline ends it.
 
         Raises:
             BadRequest: the constraint's shortest document has more than `max_tokens`, or there are stop strings, too.
@@ -105,10 +141,14 @@ class Engine:
             self._check_room(constraint, room, max_tokens)
             if stop:
                 raise BadRequest("`stop` beside a schema would cut the document short.", param="stop")
-        return Generation(self.model, self._decoder, prompt, sampling, room, stop, deadline, is_gone, constraint)
+        return Generation(
+            self.model, self._decoder, prompt, sampling, room, stop, deadline, is_gone, top_logprobs, constraint
+        )
 
-    def read(self, system: str, deadline: Deadline) -> int:
-        """Read a system prompt, so that it is known, and keep a snapshot of it. Returns its number of tokens.
+    def read(self, system: str, deadline: Deadline) -> list[int]:
+        """Read a system prompt, so that it is known, and keep a snapshot of it.
+
+        Returns the tokens that come before any user's words.
 
         Raises:
             DeadlinePassed: it could not be read in time. What was read is kept.
@@ -120,7 +160,11 @@ class Engine:
                 pass
         if reading.finish_reason == "deadline":
             deadline.check("the system prompt was being read")
-        return prompt.boundary
+        return prompt.prefix
+
+    def snapshot_of(self, prefix: Sequence[int]) -> str | None:
+        """The path of the snapshot of these tokens, if there is one."""
+        return None if self._snapshots is None else self._snapshots.path_of(prefix)
 
     def _check_room(self, constraint: Constraint, room: int, max_tokens: int) -> None:
         from llamafn.engine.constraint.guide import least_tokens
@@ -160,7 +204,9 @@ class Engine:
 class Generation:
     """An answer under way: iterate for its text, a piece at a time; the rest is known once that is over.
 
-    Waits for its turn at the first piece. Close it, or use it in a `with`, so that the turn is given back.
+    An empty piece says that nothing has come for HEARTBEAT_SECONDS: a stream can show that it is alive.
+    The first piece enters the queue, unless `start` did. Close it, or use it in a `with`, so that the turn is given
+    back.
     """
 
     def __init__(
@@ -173,7 +219,8 @@ class Generation:
         stop: Sequence[str],
         deadline: Deadline,
         is_gone: Callable[[], bool] | None,
-        constraint: Constraint | None = None,
+        top_logprobs: int | None,
+        constraint: Constraint | None,
     ) -> None:
         self.finish_reason: str | None = None  # "stop", "length", "deadline" or "cancelled"
         self.prompt_tokens = len(prompt.tokens)
@@ -185,7 +232,12 @@ class Generation:
         self.began_at: float | None = None  # its turn had come
         self.first_token_at: float | None = None
         self.ended_at: float | None = None
-        self._pieces = self._run(model, decoder, prompt, sampling, max_tokens, stop, deadline, is_gone, constraint)
+        self.scores: list[TokenScore] = []  # of the text so far, where they were asked for; take what was used
+        self._model = model
+        self._decoder = decoder
+        self._enter = partial(decoder.enter, prompt, sampling, max_tokens, deadline, is_gone, top_logprobs, constraint)
+        self._turn: Turn | None = None
+        self._pieces = self._run(TextStream(stop))
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces
@@ -196,31 +248,46 @@ class Generation:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def start(self) -> None:
+        """Enter the queue. Never waits.
+
+        Raises:
+            QueueFull: too many wait already.
+        """
+        self._turn = self._enter()
+
     def close(self) -> None:
         """End the answer where it is."""
         self._pieces.close()
+        self._end()
 
-    def _run(
-        self,
-        model: Model,
-        decoder: Decoder,
-        prompt: Prompt,
-        sampling: Sampling,
-        max_tokens: int,
-        stop: Sequence[str],
-        deadline: Deadline,
-        is_gone: Callable[[], bool] | None,
-        constraint: Constraint | None,
-    ) -> Generator[str, None, None]:
-        turn = decoder.begin(prompt, sampling, max_tokens, deadline, is_gone, constraint)
-        self.began_at = time.monotonic()
-        text = TextStream(stop)
+    def _end(self) -> None:
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            self.began_at = turn.began_at
+            self.cached_tokens = turn.cached_tokens or 0
+            self._decoder.end(turn)
+
+    def _run(self, text: TextStream) -> Generator[str, None, None]:
+        if self._turn is None:
+            self.start()
+        turn = self._turn
+        assert turn is not None
+        scores = _ScoresOfText(self.scores, self._model)
         try:
-            while (token := decoder.next_token(turn)) is not None:
+            while True:
+                token = self._decoder.next_token(turn, HEARTBEAT_SECONDS)
+                if token is None:
+                    if turn.ended_by is not None:
+                        break
+                    yield ""
+                    continue
                 if self.first_token_at is None:
-                    self.first_token_at = time.monotonic()
+                    self.first_token_at, self.began_at = time.monotonic(), turn.began_at
                 self.completion_tokens += 1
-                piece = text.push(model.piece(token))
+                piece = text.push(self._model.piece(token))
+                if turn.scores:
+                    scores.push(turn.scores.popleft(), piece)
                 if piece:
                     yield piece
                 if text.stopped:
@@ -228,12 +295,13 @@ class Generation:
             self.finish_reason = "stop" if text.stopped else turn.ended_by
             closing = self._closing(turn)
             rest = text.close(closing) if closing else text.finish()
+            if not text.stopped:
+                scores.finish()
             if rest:
                 yield rest
         finally:
             self.ended_at = time.monotonic()
-            self.cached_tokens = turn.cached_tokens or 0
-            decoder.end(turn)
+            self._end()
 
     def _closing(self, turn: Turn) -> bytes:
         """What makes an answer under a schema a whole document that ran out of tokens or time."""
@@ -246,3 +314,31 @@ class Generation:
         self.completion_tokens += tokens
         self.forced_tokens += tokens
         return closing
+
+
+class _ScoresOfText:
+    """Gives a token's score out once its text is: text may be held back, and a stop string's is dropped."""
+
+    __slots__ = ("_given", "_held", "_model", "_out", "_text_bytes")
+
+    def __init__(self, out: list[TokenScore], model: Model) -> None:
+        self._out = out
+        self._model = model
+        self._held: list[TokenScore] = []
+        self._given = 0  # bytes of the tokens that were given out
+        self._text_bytes = 0  # of the text that was
+
+    def push(self, score: TokenScore, text: str) -> None:
+        self._held.append(score)
+        self._text_bytes += len(text.encode())
+        while self._held and self._given < self._text_bytes:
+            self._give()
+
+    def finish(self) -> None:
+        while self._held:
+            self._give()
+
+    def _give(self) -> None:
+        score = self._held.pop(0)
+        self._given += len(self._model.piece(score.token))
+        self._out.append(score)

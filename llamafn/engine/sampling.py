@@ -23,6 +23,7 @@ class Sampling(NamedTuple):
     repeat_penalty: float = 1.0  # 1: off
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # added to the logits of these tokens
     seed: int | None = None  # 32 bits; None: a new one for each answer, also after a snapshot was restored
 
 
@@ -55,7 +56,10 @@ def chain(samplers: Iterable[Any]) -> Any:
 
 
 def weighing(sampling: Sampling, n_vocab: int) -> Iterator[Any]:
-    """The samplers that change the weights of tokens by what was written before."""
+    """The samplers that change the weights of tokens: by their number, and by what was written before."""
+    if sampling.logit_bias:
+        biases = (llama.llama_logit_bias * len(sampling.logit_bias))(*sampling.logit_bias)
+        yield llama.llama_sampler_init_logit_bias(n_vocab, len(biases), biases)
     penalties = sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty
     if penalties != (1.0, 0.0, 0.0):
         yield llama.llama_sampler_init_penalties(n_vocab, PENALTY_LAST_TOKENS, *penalties)

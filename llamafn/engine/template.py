@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
@@ -41,9 +42,11 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str | None, *, bos: str, eos: str) -> None:
+        source = source or CHATML
         self._environment = _Environment()
         try:
-            self._template = self._environment.from_string(source or CHATML)
+            self._template = self._environment.from_string(source)
+            names = jinja2.meta.find_undeclared_variables(self._environment.parse(source))
         except jinja2.TemplateError as error:
             raise ModelUnavailable(
                 f"The model's chat template cannot be compiled: {error}",
@@ -51,8 +54,10 @@ class ChatTemplate:
             ) from error
         self._bos = bos
         self._eos = eos
+        # In the one format of calls that we read, that of Qwen2.5 and of Hermes: <tool_call>{"name", "arguments"}.
+        self.takes_tools = "tools" in names and "<tool_call>" in source
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message], tools: Sequence[Message] | None = None) -> str:
         """The prompt's text, up to where the assistant's answer begins.
 
         Raises:
@@ -61,7 +66,11 @@ class ChatTemplate:
         self._environment.start_clock()
         try:
             return self._template.render(
-                messages=messages, add_generation_prompt=True, bos_token=self._bos, eos_token=self._eos
+                messages=messages,
+                tools=tools,
+                add_generation_prompt=True,
+                bos_token=self._bos,
+                eos_token=self._eos,
             )
         except (jinja2.TemplateError, _TooLong, ArithmeticError, LookupError, TypeError, ValueError) as error:
             # A template is a program: what it raises depends on the messages it was given.

@@ -106,7 +106,7 @@ def test_reading_a_system_prompt_ahead_leaves_the_user_part_to_read(engine: Engi
     from llamafn.deadline import Deadline
 
     system = "You know all about irrigation, soil and weather, and answer in one sentence."
-    read = engine.read(system, Deadline.after(60))
+    read = len(engine.read(system, Deadline.after(60)))
     _, generation = ask(engine, "Hello", system=system, max_tokens=1)
     assert generation.cached_tokens == read > 10
 
