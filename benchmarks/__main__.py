@@ -7,7 +7,7 @@ import importlib
 import itertools
 import sys
 
-NAMES = ("imports", "cold", "decode", "warm", "memory", "tuning", "schema", "soak", "lambda")
+NAMES = ("imports", "cold", "decode", "warm", "memory", "tuning", "schema", "api", "soak", "lambda")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

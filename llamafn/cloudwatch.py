@@ -14,8 +14,8 @@ from llamafn.record import Record
 NAMESPACE = "llamafn"
 
 
-def embedded_metrics(record: Record) -> dict[str, Any]:
-    """The keys that make a request's log line its metrics, too."""
+def embedded_metrics(record: Record, function: str) -> dict[str, Any]:
+    """The keys that make a request's log line the metrics of a Lambda function, too."""
     metrics: dict[str, tuple[str, float]] = {
         "Duration": ("Milliseconds", record.seconds() * 1000),
         "Errors": ("Count", int(record.status >= 500)),
@@ -43,5 +43,6 @@ def embedded_metrics(record: Record) -> dict[str, Any]:
                 }
             ],
         },
+        "function": function,
         **{name: round(value, 3) for name, (_, value) in metrics.items()},
     }

@@ -25,10 +25,10 @@ def write(record: Record, settings: Settings) -> None:
         # https://cloud.google.com/run/docs/logging#correlate-logs
         project = settings.google_cloud_project
         line["logging.googleapis.com/trace"] = f"projects/{project}/traces/{record.trace}" if project else record.trace
-    if settings.metrics and "function" in record.origin:
+    if settings.metrics and settings.aws_lambda_function_name:
         from llamafn import cloudwatch
 
-        line.update(cloudwatch.embedded_metrics(record))
+        line.update(cloudwatch.embedded_metrics(record, settings.aws_lambda_function_name))
     log.info(json.dumps(line, ensure_ascii=False))
 
 
@@ -45,7 +45,7 @@ class _StandardOutput(logging.StreamHandler[TextIO]):
 
 def configure() -> None:
     """Lines as they are: a platform's own handler would put something before each, and it would be JSON no more."""
-    if not log.handlers:
+    if not any(isinstance(handler, _StandardOutput) for handler in log.handlers):
         log.addHandler(_StandardOutput())
         log.setLevel(logging.INFO)
         log.propagate = False

@@ -85,6 +85,7 @@ def switch(text: str) -> bool:
 def text_or_file(text: str) -> str:
     """`@path` reads a UTF-8 file: Lambda allows 4 KB of environment, Leapcell 3 KB."""
     if not text.startswith("@"):
+        text.encode()  # bytes of the environment that are not UTF-8 have become halves of surrogate pairs
         return text
     with open(text[1:], encoding="utf-8") as file:
         return file.read()
@@ -377,6 +378,14 @@ VARIABLES = (
         "none",
     ),
     Variable(
+        "AWS_LAMBDA_FUNCTION_NAME",
+        str,
+        None,
+        "a name",
+        "The function that CloudWatch's metrics are of. Lambda sets it.",
+        "none",
+    ),
+    Variable(
         "PLAYGROUND",
         switch,
         False,
@@ -442,6 +451,7 @@ class Settings(NamedTuple):
     metrics: bool
     log_prompts: bool
     google_cloud_project: str | None
+    aws_lambda_function_name: str | None
     playground: bool
     lambda_stream: bool
     host: str
@@ -487,6 +497,15 @@ class Settings(NamedTuple):
         if values["n_threads"] is None:
             values["n_threads"] = usable_cpus(environ)
         return cls(**values)
+
+
+def shown(uri: str) -> str:
+    """A model's URI without what may be a secret: user, password and query, which signs an address."""
+    scheme, separator, rest = uri.partition("://")
+    if scheme not in ("http", "https") or not separator:
+        return uri
+    host, slash, path = rest.partition("?")[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def file_name(uri: str) -> str:

@@ -49,6 +49,7 @@ def test_chat_keeps_the_contract(server: Server) -> None:
 def test_chat_streams(server: Server) -> None:
     answer = server.chat(**QUESTION, stream=True)
     assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.body.startswith(b": ping\n\n")  # before there was anything to say
     *pieces, summary = answer.events()
     assert "".join(piece["content"] for piece in pieces)
     assert summary["finish_reason"] in ("stop", "length")
@@ -170,3 +171,22 @@ def test_import_starts_no_thread() -> None:
     code = "import handler, threading; print(threading.active_count())"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "1"
+
+
+@pytest.mark.parametrize(
+    ("environ", "warned"),
+    [({"HOST": "0.0.0.0"}, True), ({"HOST": "0.0.0.0", "API_KEYS": "k"}, False), ({"HOST": "127.0.0.1"}, False)],
+)
+def test_a_server_that_everybody_may_use_says_so(environ: dict[str, str], warned: bool) -> None:
+    """The configuration's own hook, with a log of ours: a test binds to nothing but loopback."""
+    code = (
+        "import logging, runpy, types, sys\n"
+        "logging.basicConfig(stream=sys.stdout)\n"
+        "hooks = runpy.run_path('gunicorn.conf.py')\n"
+        "hooks['when_ready'](types.SimpleNamespace(log=logging.getLogger()))\n"
+    )
+    environ = {**os.environ, **environ}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True, check=True
+    )
+    assert ("without API_KEYS: whoever reaches this address may use the model." in result.stdout) is warned

@@ -15,7 +15,8 @@ from llamafn.web import PING, Request, Response, event_stream, json_response
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from llamafn.engine.constraint.schema import Constraint
-    from llamafn.engine.engine import Engine, Generation
+    from llamafn.engine.engine import Engine
+    from llamafn.engine.generation import Generation
     from llamafn.engine.sampling import Sampling
 
 # How often a stream shows that it is alive while the model is fetched and loaded.
@@ -53,6 +54,7 @@ SAMPLING = (
     STOP,
     Field("presence_penalty", number(-2, 2), "Taken from the logit of each token that is there already."),
     Field("frequency_penalty", number(-2, 2), "The same, for each time it is there."),
+    Field("repeat_penalty", number(0.1, 2), "llama.cpp's own: divides the logits of tokens that are there; 1 is off."),
     Field(
         "logit_bias",
         map_of(number(-100, 100), "an object of token numbers and biases", key=TOKEN_ID, most=MAX_BIASES),
@@ -73,7 +75,7 @@ def sampling(values: Mapping[str, Any], n_vocab: int, *, temperature: float) -> 
     beyond = [token for token, _ in biases if token >= n_vocab]
     if beyond:
         raise InvalidFields({"logit_bias": f"found token {beyond[0]}; this model has {n_vocab:,}, from 0 on"})
-    names = ("top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty")
+    names = ("top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repeat_penalty")
     chosen = {name: values[name] for name in names if name in values}
     if "top_k" in chosen:
         chosen["top_k"] = int(chosen["top_k"])

@@ -32,6 +32,8 @@ _JSON_GROWTH = 6
 class LambdaContext(Protocol):
     """The part of Lambda's context object that is read."""
 
+    aws_request_id: str
+
     def get_remaining_time_in_millis(self) -> int: ...
 
 
@@ -83,6 +85,7 @@ class LambdaHandler:
                 headers=call.headers,
                 read_body=call.read_body,
                 deadline=_time_of_function(context, settings).at_most(seconds),
+                origin={"lambda_request_id": context.aws_request_id},
             )
         )
 

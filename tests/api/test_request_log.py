@@ -91,8 +91,8 @@ def test_cloud_run_shows_a_requests_lines_together(lines: Any, project: str | No
 
 @pytest.mark.usefixtures("loaded")
 def test_on_lambda_the_line_is_metrics_too(lines: Any) -> None:
-    settings = SETTINGS._replace(metrics=True)
-    ask("/v1/chat/completions", QUESTION, settings=settings, origin={"function": "chat", "lambda_request_id": "r-1"})
+    settings = SETTINGS._replace(metrics=True, aws_lambda_function_name="chat")
+    ask("/v1/chat/completions", QUESTION, settings=settings, origin={"lambda_request_id": "r-1"})
     (line,) = lines()
     assert (line["function"], line["lambda_request_id"], line["ColdStarts"], line["QueueLength"]) == (
         "chat",

@@ -123,10 +123,14 @@ def test_a_state_that_llama_cpp_refuses_is_read_again(make: MakeEngine, tmp_path
     """A file that is right in form and wrong in content, as from a llama.cpp that changed its format in silence."""
     engine = make()
     prefix = engine.read(SYSTEM, Deadline.after(60))
+    (path,) = snapshots(tmp_path)
+    good = path.read_bytes()
     SnapshotStore([model_path], 512, [str(tmp_path)]).save(prefix, bytearray(b"\x07" * 5000))
     text, generation = ask(make(), COUNT, system=SYSTEM, max_tokens=12)
     assert text.startswith("1")
     assert generation.cached_tokens == 0
+    make().read(SYSTEM, Deadline.after(60))
+    assert path.read_bytes() == good
 
 
 def test_another_context_size_has_other_snapshots(make: MakeEngine, tmp_path: Path) -> None:
@@ -175,7 +179,7 @@ def test_bytes_are_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     for start in range(3):
         store.save(list(range(start, start + 40)), bytearray(400))
     assert sum(path.stat().st_size for path in snapshots(tmp_path)) <= 1000
-    assert list(tmp_path.glob("*.tmp")) == []
+    assert snapshots(tmp_path) == sorted(tmp_path.iterdir())
 
 
 def test_the_first_directory_that_can_be_written_to_is_used(tmp_path: Path, model_path: str) -> None:
@@ -206,7 +210,7 @@ def instance(model_path: str, tmp_path: Path, server: ScriptedServer) -> Iterato
     engines = []
 
     def make(name: str, parallel: int = 1) -> Engine:
-        store = shared_store(model_path, tmp_path / name, server.url)
+        store = shared_store(model_path, tmp_path / name, server.url, parallel)
         engines.append(make_engine(model_path, parallel=parallel, snapshots=store))
         return engines[-1]
 
@@ -215,11 +219,11 @@ def instance(model_path: str, tmp_path: Path, server: ScriptedServer) -> Iterato
         engine.close()
 
 
-def shared_store(model_path: str, directory: Path, endpoint: str) -> SnapshotStore:
+def shared_store(model_path: str, directory: Path, endpoint: str, parallel: int = 1) -> SnapshotStore:
     settings = Settings.from_env(
         {"S3_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "AKIATEST", "AWS_SECRET_ACCESS_KEY": "hidden"}
     )
-    return SnapshotStore([model_path], 512, [str(directory)], Bucket("s3://shared/farm", settings))
+    return SnapshotStore([model_path], 512, [str(directory)], parallel, Bucket("s3://shared/farm", settings))
 
 
 def methods(server: ScriptedServer) -> list[str]:
@@ -308,7 +312,7 @@ def test_a_bucket_that_is_not_there_fails_no_request(
 
 def test_other_answers_go_on_while_the_bucket_is_slow(instance: MakeEngine, server: ScriptedServer) -> None:
     """And of two that want the same prefix, one asks."""
-    instance("first").read(LONG, Deadline.after(60))
+    instance("first", parallel=3).read(LONG, Deadline.after(60))
     answers = threading.Event()
 
     def wait(asked: Asked) -> Answer | None:

@@ -170,8 +170,10 @@ def _handler_for(api: RuntimeAPIServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
+        is_from_before_the_snapshot = False  # the connection, which leads nowhere in a copy
 
-        def do_GET(self) -> None:  # BaseHTTPRequestHandler's name
+        def do_GET(self) -> None:
+            self._check_connection()
             if self.path == f"{VERSION}/invocation/next":
                 event = api.next_event()
                 if event is None:
@@ -191,13 +193,14 @@ def _handler_for(api: RuntimeAPIServer) -> type[BaseHTTPRequestHandler]:
                 )
                 self.close_connection = api.hangs_up
             elif self.path == f"{VERSION}/restore/next":
+                self.is_from_before_the_snapshot = True
                 if api.wait_for_restore():
                     self._answer(200)
-                self.close_connection = True  # nothing of a connection survives a snapshot
             else:
                 self._unknown()
 
         def do_POST(self) -> None:
+            self._check_connection()
             outcome = Outcome()
             outcome.headers = {name.lower(): value for name, value in self.headers.items()}
             call = re.fullmatch(rf"{VERSION}/(?:invocation/([^/]+)/(response|error)|(init|restore)/error)", self.path)
@@ -234,6 +237,10 @@ def _handler_for(api: RuntimeAPIServer) -> type[BaseHTTPRequestHandler]:
                 name, _, value = line.decode().partition(":")
                 outcome.trailers[name.lower()] = value.strip()
             return True
+
+        def _check_connection(self) -> None:
+            if self.is_from_before_the_snapshot:
+                api.violations.append(f"{self.command} {self.path} on a connection from before the snapshot")
 
         def _unknown(self) -> None:
             api.violations.append(f"{self.command} {self.path}")

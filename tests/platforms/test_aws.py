@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from llamafn.errors import ModelUnavailable
 from llamafn.platforms import lambda_init
 from llamafn.platforms.aws import LambdaHandler, lambda_handler
 from llamafn.settings import Settings
+from llamafn.web import Request, Response
 from tests.platforms.contexts import Context
 from tests.platforms.functions import url_event
 
@@ -129,3 +131,43 @@ def test_answers_of_restored_copies_differ(settings: Settings) -> None:
         random.setstate(state)
         contents.add(answer_of(settings, body)[1]["content"])
     assert len(contents) > 1
+
+
+class Parts:
+    """A streamed body that has to be closed, as the engine's turn is given back then."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self._left = [b"second", b"first"]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if not self._left:
+            raise StopIteration
+        return self._left.pop()
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class Streams(App):
+    parts: Parts
+
+    def respond(self, request: Request) -> Response:
+        self.parts = Parts()
+        return Response(200, [], self.parts)
+
+
+def test_a_streamed_body_is_closed_however_it_ends() -> None:
+    app = Streams(Settings.from_env({"LAMBDA_STREAM": "1"}))
+    handler = LambdaHandler(app)
+    assert handler(url_event("/"), Context())["body"] == "firstsecond"
+    assert app.parts.is_closed
+    pieces = handler.stream(url_event("/"), Context())
+    assert pieces is not None
+    assert next(pieces).endswith(bytes(8) + b"first")
+    assert not app.parts.is_closed
+    pieces.close()
+    assert app.parts.is_closed
