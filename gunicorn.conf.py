@@ -3,6 +3,8 @@
 One worker, so that the model is in memory once, and threads, so that /health answers while others wait.
 """
 
+import os
+import signal
 import sys
 from typing import Any
 
@@ -25,8 +27,8 @@ max_requests = 200
 graceful_timeout = int(_settings.request_timeout_seconds) + 5
 timeout = 45
 keepalive = 5
-# /dev/shm is not always there or writable; gunicorn's heartbeat would stall on a slow disk.
-worker_tmp_dir = "/dev/shm" if sys.platform == "linux" else None
+# gunicorn's heartbeat would stall on a slow disk. Leapcell's /dev/shm is read-only, and then its /tmp is memory.
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 preload_app = _settings.preload
 # Its control socket would be in $HOME, which serverless platforms do not let us write to.
 control_socket_disable = True
@@ -57,5 +59,8 @@ def post_fork(server: Any, worker: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """In the worker, before its first request."""
+    # Ctrl-C reaches every process of the terminal, and the master tells the worker, too. gunicorn's handlers take a
+    # lock that they cannot take twice: the worker would hang until it is killed. The master's word is enough.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if _settings.preload:
         model_loader.start_loading(_settings)

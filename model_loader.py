@@ -87,6 +87,11 @@ def preload(settings: Settings) -> None:
         return
     _inherited, model_file = _map_weights(settings)
     model_file.wait_whole(Deadline.never())
+    from llamafn.engine.pages import READER_NAME
+
+    for thread in threading.enumerate():
+        if thread.name == READER_NAME:
+            thread.join()
 
 
 def loaded() -> Engine | None:
@@ -164,30 +169,39 @@ def _make_engine(load: _Load, settings: Settings) -> Engine:
         model, load.model_file = _map_weights(settings, load)
     else:
         model = _inherited
+    engine: Engine | None = None
+    try:
+        engine = _engine_on(model, settings)
+        if load.model_file is not None:
+            # Nothing may be decoded before the last byte is there and is right.
+            load.model_file.wait_whole(Deadline.never())
+        return engine
+    except BaseException:
+        if engine is not None:
+            engine.close()
+        if model is not _inherited:
+            model.close()
+        raise
+
+
+def _engine_on(model: Model, settings: Settings) -> Engine:
     with COLD_START.phase("template"):
         from llamafn.engine.engine import Engine
         from llamafn.engine.snapshot import SnapshotStore
         from llamafn.engine.template import ChatTemplate
 
         template = ChatTemplate(model.metadata("tokenizer.chat_template"), bos=model.bos, eos=model.eos)
+        directories = _snapshot_directories(settings)
     with COLD_START.phase("context"):
-        engine = Engine(
+        return Engine(
             model,
             template,
             n_ctx=settings.n_ctx,
             n_threads=settings.n_threads,
             parallel=settings.parallel,
             max_queue=settings.max_queue,
-            snapshots=SnapshotStore(model.paths, settings.n_ctx, _snapshot_directories(settings)),
+            snapshots=SnapshotStore(model.paths, settings.n_ctx, directories, settings.parallel),
         )
-    if load.model_file is not None:
-        # Nothing may be decoded before the last byte is there and is right.
-        try:
-            load.model_file.wait_whole(Deadline.never())
-        except BaseException:
-            engine.close()
-            raise
-    return engine
 
 
 def _map_weights(settings: Settings, load: _Load | None = None) -> tuple[Model, ModelFile]:

@@ -7,7 +7,7 @@ import importlib
 import itertools
 import sys
 
-NAMES = ("imports", "cold", "decode", "warm", "memory", "tuning", "schema", "api", "soak")
+NAMES = ("imports", "cold", "decode", "warm", "memory", "tuning", "schema", "api", "soak", "lambda")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
         return 2
     for name in names:
-        benchmark = importlib.import_module(f"benchmarks.{name}")
+        # `lambda` is Python's own word: no module can be imported by that name.
+        benchmark = importlib.import_module(f"benchmarks.{'lambda_' if name == 'lambda' else name}")
         parser = argparse.ArgumentParser(prog=f"bench {name}", description=benchmark.__doc__)
         benchmark.add_arguments(parser)
         status = benchmark.run(parser.parse_args(arguments.words[len(names) :]))

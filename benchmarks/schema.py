@@ -1,7 +1,7 @@
 """Answers under a schema: tokens per second beside free ones, and what the choice of a token costs.
 
 Speed on SmolLM2, whose tokens are cheap, so that the choice weighs most; the choice itself on a vocabulary of 151,936,
-where a whole mask would cost most.
+where a whole mask would cost most. One thread, whose CPU time is counted: neighbours do not change it much.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import argparse
 import functools
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from benchmarks.measure import Table, add_round_arguments, interleaved, report
 from benchmarks.qwen_shape import qwen_shape, smollm2
-from benchmarks.workloads import THREADS
 from llamafn.deadline import Deadline
 from llamafn.engine.bindings import AbortFlag
+from llamafn.engine.constraint.grammar import State
 from llamafn.engine.constraint.guide import Guide
 from llamafn.engine.constraint.schema import Constraint, compile_schema
 from llamafn.engine.context import Chunk, Context
@@ -42,7 +43,7 @@ CASES = {
             "type": "object",
             "properties": {
                 "role": {"enum": ["consulta", "consejo", "saludo"]},
-                "respuesta_chat": {"type": "string", "minLength": 400},
+                "respuesta_chat": {"type": "string"},
                 "urgencia": {"type": "integer", "minimum": 0, "maximum": 5},
             },
             "required": ["role", "respuesta_chat", "urgencia"],
@@ -52,7 +53,7 @@ CASES = {
         "List vegetables with their planting month and days to harvest, as JSON.",
         {
             "type": "array",
-            "minItems": 20,
+            "minItems": 3,
             "items": {
                 "type": "object",
                 "properties": {
@@ -83,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _speed(arguments: argparse.Namespace) -> tuple[list[Table], list[str]]:
     model = Model(str(smollm2()))
     template = ChatTemplate(model.metadata("tokenizer.chat_template"), bos=model.bos, eos=model.eos)
-    engine = Engine(model, template, n_ctx=1024, n_threads=THREADS, parallel=1, max_queue=0)
+    engine = Engine(model, template, n_ctx=1024, n_threads=1, parallel=1, max_queue=0)
     tables, notes = [], []
     for name, case in CASES.items():
         constraint = compile_schema(case.schema)
@@ -99,21 +100,21 @@ def _speed(arguments: argparse.Namespace) -> tuple[list[Table], list[str]]:
             },
             arguments,
         )
-        tables.append(Table(f"{name}, SmolLM2", "tokens a second", rounds.values, FREE, (rounds.note(),)))
+        tables.append(Table(f"{name}, SmolLM2", "tokens a second of CPU", rounds.values, FREE, (rounds.note(),)))
     engine.close()
     return tables, notes
 
 
 def _rate(engine: Engine, prompt: str, constraint: Constraint | None, max_tokens: int, only_sampled: bool) -> float:
-    """Tokens a second from the first one on. With `only_sampled`, forced tokens cost time and do not count."""
+    """Tokens a second of CPU, from the first one on. With `only_sampled`, forced tokens cost time and do not count."""
     tokens, forced, seconds = _answer(engine, prompt, constraint, max_tokens)
-    if tokens < max_tokens / 2:
+    if tokens < max_tokens * 0.9:
         raise RuntimeError(f"the answer ended after {tokens} tokens")
     return (tokens - (forced if only_sampled else 0)) / seconds
 
 
 def _answer(engine: Engine, prompt: str, constraint: Constraint | None, max_tokens: int) -> tuple[int, int, float]:
-    """Tokens, forced ones, and the seconds from the first token to the end."""
+    """Tokens, forced ones, and the CPU seconds from the first token to the end."""
     with engine.generate(
         engine.prompt([{"role": "user", "content": prompt}]),
         Sampling(temperature=TEMPERATURE, seed=1),
@@ -121,11 +122,12 @@ def _answer(engine: Engine, prompt: str, constraint: Constraint | None, max_toke
         deadline=Deadline.never(),
         constraint=constraint,
     ) as generation:
+        next(iter(generation))
+        began = time.thread_time()
         for _ in generation:
             pass
-    assert generation.first_token_at is not None
-    assert generation.ended_at is not None
-    return generation.completion_tokens, generation.forced_tokens, generation.ended_at - generation.first_token_at
+        seconds = time.thread_time() - began
+    return generation.completion_tokens, generation.forced_tokens, seconds
 
 
 def _choices(arguments: argparse.Namespace) -> list[Table]:
@@ -148,20 +150,21 @@ def _choices(arguments: argparse.Namespace) -> list[Table]:
     return [Table(title, "ms of CPU", rounds.values, FREE, (f"Median of {CHOICES} choices a run.", rounds.note()))]
 
 
-def _choice(model: Model, context: Context, row: int, sampling: Sampling, schema: Any, written: bytes) -> Any:
-    constraint = compile_schema(schema)
-    guides = [Guide(constraint, sampling, model) for _ in range(CHOICES + 1)]
-    for guide in guides:
-        guide.write(written)
-    left = iter(guides)
+def _choice(
+    model: Model, context: Context, row: int, sampling: Sampling, schema: Any, written: bytes
+) -> Callable[[], Any]:
+    guide = Guide(compile_schema(schema), sampling, model)
+    place = guide._state.walk(written)
+    assert place is not None
 
     def choose() -> None:
-        next(left).next_tokens(context, row, 64)
+        guide._state = State(place.threads)  # which remembers nothing of the bytes that were tried
+        guide.next_tokens(context, row, 64)
 
     return choose
 
 
-def _milliseconds(choose: Any) -> float:
+def _milliseconds(choose: Callable[[], Any]) -> float:
     took = []
     for _ in range(CHOICES):
         began = time.thread_time()

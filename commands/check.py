@@ -25,6 +25,7 @@ CHECKS = (
     Check("lint", ("-m", "ruff", "check"), ".venv/bin/ruff check --fix mends some of it"),
     Check("formatting", ("-m", "ruff", "format", "--check"), ".venv/bin/ruff format mends it"),
     Check("types", ("-m", "mypy"), "the code or its annotations have to change"),
+    Check("the Lambda template", ("build", "template", "--check"), "template.yaml has to change"),
     Check("generated documentation", ("build", "docs", "--check"), "./build docs mends it"),
 )
 

@@ -14,11 +14,12 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from commands.terminal import CommandFailed, ProcessFailed, follow, lock, step
+from commands.kept_build import built_once, cache_root, run_logged
+from commands.terminal import CommandFailed, step
 from llamafn.cpu_quota import usable_cpus
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,26 +37,6 @@ CMAKE_FLAGS = (
 SKBUILD = {"SKBUILD_WHEEL_EXCLUDE": "lib/**;include/**", "SKBUILD_NINJA_MAKE_FALLBACK": "false"}
 # What the compilers and CMake read beside the flags above.
 COMPILER_VARIABLES = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS", "CMAKE_ARGS")
-
-# What a failed build's output says, and what mends it.
-CAUSES = (
-    (
-        r"No space left on device|Disk quota exceeded",
-        "The disk is full: the build needs 1 GB in the temporary directory (TMPDIR names another one).",
-    ),
-    (
-        r"Killed signal terminated program|internal compiler error: Killed|signal 9|unable to spawn|out of memory",
-        "The compiler ran out of memory: CMAKE_BUILD_PARALLEL_LEVEL=1 needs the least, about 1 GB.",
-    ),
-    (
-        r"No CMAKE_C(XX)?_COMPILER could be found|is not able to compile a simple test program",
-        "There is no working C++ compiler: install g++ or clang (Debian, Ubuntu: apt install g++).",
-    ),
-    (
-        r"No matching distribution found|Temporary failure in name resolution|Connection refused|Read timed out",
-        "pip could not fetch a package: check the network, and pip's own configuration (pip config list).",
-    ),
-)
 
 
 class Recipe(NamedTuple):
@@ -91,30 +72,15 @@ def engine_wheel(python: Path, recipe: Recipe, environ: Mapping[str, str]) -> Pa
     Raises:
         CommandFailed: the build failed; the message says where its log is.
     """
-    cache = cache_directory(environ)
-    cached = cache / recipe.name
-    if wheel := _only_wheel(cached):
-        return wheel
-    cache.mkdir(parents=True, exist_ok=True)
-    with lock(cache / f"{recipe.name}.lock", "building the engine"):
-        if wheel := _only_wheel(cached):
-            return wheel
-        building = cache / f"{recipe.name}.building"
-        shutil.rmtree(building, ignore_errors=True)  # what a build that was killed left behind
-        building.mkdir()
-        try:
-            _build(python, recipe, environ, building, cache / f"{recipe.name}.log")
-            # Renamed at the end, so that what is in the cache is always whole.
-            os.replace(building / "finished", cached)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
-    wheel = _only_wheel(cached)
-    assert wheel is not None
-    return wheel
+
+    def build(directory: Path, log: Path) -> Path:
+        return _build(python, recipe, environ, directory, log)
+
+    return next(built_once(cache_directory(environ), recipe.name, build).glob("*.whl"))
 
 
 def cache_directory(environ: Mapping[str, str]) -> Path:
-    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llamafn" / "wheels"
+    return cache_root(environ) / "wheels"
 
 
 def required_version(requirements: str) -> str:
@@ -161,17 +127,8 @@ def has_compiler(environ: Mapping[str, str]) -> bool:
     )
 
 
-def likely_cause(output: str) -> str | None:
-    """What the user can do about a failed build, if its output tells."""
-    return next((advice for pattern, advice in CAUSES if re.search(pattern, output, re.IGNORECASE)), None)
-
-
-def _only_wheel(directory: Path) -> Path | None:
-    return next(directory.glob("*.whl"), None)
-
-
-def _build(python: Path, recipe: Recipe, environ: Mapping[str, str], directory: Path, log: Path) -> None:
-    """Build the wheel into `directory`/finished. `log` is left behind only if it fails."""
+def _build(python: Path, recipe: Recipe, environ: Mapping[str, str], directory: Path, log: Path) -> Path:
+    """Build the wheel, and return the directory that holds it and nothing else."""
     flags = [
         *recipe.cmake_flags,
         f"-DCMAKE_PROJECT_INCLUDE={ROOT / 'commands' / 'engine_wheel.cmake'}",
@@ -191,22 +148,11 @@ def _build(python: Path, recipe: Recipe, environ: Mapping[str, str], directory: 
     pip = (python, "-m", "pip", "wheel", "--verbose", "--no-cache-dir", "--no-deps", "--no-binary=llama-cpp-python")
     with step(f"Building {requirement} for this CPU, once (2 to 5 minutes on two cores)") as show:
         argv = (*pip, f"--wheel-dir={directory / 'finished'}", requirement)
-        _run(argv, _compiler_progress(show), environ, log, failure="the engine could not be built")
-    log.unlink()
+        run_logged(argv, environ, log, compiler_progress(show), failure="the engine could not be built")
+    return directory / "finished"
 
 
-def _run(
-    argv: Sequence[str | Path], parse: Callable[[str], None], environ: Mapping[str, str], log: Path, *, failure: str
-) -> None:
-    try:
-        follow(argv, parse, environ=environ, log=log)
-    except ProcessFailed as error:
-        tail = "\n".join(f"  {line}" for line in error.tail)
-        hint = likely_cause(log.read_text(encoding="utf-8", errors="replace"))
-        raise CommandFailed(f"{failure}. The end of {log}:\n{tail}", hint=hint) from error
-
-
-def _compiler_progress(show: Callable[[str], None]) -> Callable[[str], None]:
+def compiler_progress(show: Callable[[str], None]) -> Callable[[str], None]:
     """Shows Ninja's [12/79]: each on a terminal, elsewhere one for each tenth."""
     tenths = -1
 
@@ -234,14 +180,8 @@ def _zig_compiler(python: Path, directory: Path, environ: Mapping[str, str], log
         "could not be installed"
     )
     with step("Installing ziglang, since there is no C++ compiler on PATH"):
-        _run(pip, lambda _: None, environ, log, failure=failure)
-    zig = shlex.quote(str(site / "ziglang" / "zig"))
-    tools = {}
-    for tool in ("cc", "c++", "ar", "ranlib"):
-        script = directory / f"zig-{tool}"
-        script.write_text(f'#!/bin/sh\nexec {zig} {tool} "$@"\n', encoding="utf-8")
-        script.chmod(0o755)
-        tools[tool] = str(script)
+        run_logged(pip, environ, log, failure=failure)
+    tools = zig_tools(site / "ziglang" / "zig", directory)
     archiver = (f"-DCMAKE_AR={tools['ar']}", f"-DCMAKE_RANLIB={tools['ranlib']}")
     return {
         "CC": tools["cc"],
@@ -249,3 +189,37 @@ def _zig_compiler(python: Path, directory: Path, environ: Mapping[str, str], log
         "CMAKE_ARGS": f"{environ['CMAKE_ARGS']} {shlex.join(archiver)}",
         "ZIG_GLOBAL_CACHE_DIR": str(directory / "zig-cache"),
     }
+
+
+# zig knows no -march: CMake's `-march=armv8.2-a+dotprod+fp16` is its `-mcpu=generic+v8_2a+dotprod+fullfp16`.
+ZIG_TOOL = """\
+#!/bin/sh
+for argument do
+    shift
+    case $argument in
+        -march=armv*) argument=$(echo "$argument" | sed -E {translation}) ;;
+    esac
+    set -- "$@" "$argument"
+done
+exec {zig} {tool} {target} "$@"
+"""
+ARM_TRANSLATION = (
+    r"s/^-march=armv([0-9])-a/-mcpu=generic+v\1a/; "
+    r"s/^-march=armv([0-9])\.([0-9])-a/-mcpu=generic+v\1_\2a/; "
+    r"s/\+fp16/+fullfp16/"
+)
+
+
+def zig_tools(zig: Path, directory: Path, target: str = "") -> dict[str, str]:
+    """Scripts in `directory` that make zig the compiler (cc, c++), for `target`, and the archiver (ar, ranlib)."""
+    tools = {}
+    for tool in ("cc", "c++", "ar", "ranlib"):
+        script = directory / f"zig-{tool}"
+        targeted = f"-target {target}" if target and tool in ("cc", "c++") else ""
+        text = ZIG_TOOL.format(
+            translation=shlex.quote(ARM_TRANSLATION), zig=shlex.quote(str(zig)), tool=tool, target=targeted
+        )
+        script.write_text(text, encoding="utf-8")
+        script.chmod(0o755)
+        tools[tool] = str(script)
+    return tools

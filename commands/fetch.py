@@ -12,8 +12,12 @@ import time
 from llamafn.deadline import Deadline
 from llamafn.errors import DeadlinePassed, FetchFailed, LlamafnError
 from llamafn.fetch import ModelFile, open_model
+from llamafn.fetch.gguf import check_whole_gguf
 from llamafn.fetch.progress import Progress
 from llamafn.settings import Settings
+
+# So that an image's build can fetch a model without building this machine's .venv.
+STANDARD_LIBRARY_ONLY = True
 
 # Often enough to see on a terminal that it moves; seldom enough for a build's log.
 BAR_SECONDS, LINE_SECONDS = 0.1, 5.0
@@ -35,6 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
         model = open_model(settings, Deadline.never())
         try:
             show_until_kept(model)
+            for path in model.paths:
+                check_whole_gguf(path)  # one that was here before may be cut
             said = f"{settings.local_model_path if model.paths[0].startswith('/proc/') else model.paths[0]}: "
             said += f"{model.progress()}" + (f", sha256 {model.digest}" if model.digest else "")
         finally:

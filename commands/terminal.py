@@ -72,6 +72,17 @@ def seconds(elapsed: float) -> str:
     return f"{elapsed // 60:.0f} min {elapsed % 60:02.0f} s"
 
 
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Columns as wide as their widest cell; the first to the left, the others, which are figures, to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *figures in rows:
+        cells = [first.ljust(widths[0])]
+        cells += (figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True))
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
 def follow(
     argv: Sequence[str | Path],
     parse: Callable[[str], None],

@@ -8,12 +8,14 @@ LlamafnError
     │   ├── InvalidFields     400  one error names every bad field
     │   ├── InvalidSchema     400  a JSON Schema that is none, or asks for what is not enforced
     │   ├── PromptTooLong     400
+    │   ├── UnknownEvent      400  a Lambda event that nobody can answer
     │   └── BodyTooLarge      413
     ├── InvalidKey            401
     ├── NotFound              404
     ├── MethodNotAllowed      405
     ├── QueueFull             429
     ├── ClientGone            499  never sent: the client has left
+    ├── AnswerTooLarge        500  the platform would not take it
     ├── EngineError           500  llama.cpp refused something that it should not
     └── Unavailable           503  try again
         ├── ModelUnavailable  503  the file: missing, not a GGUF, damaged, too large for the memory
@@ -154,6 +156,14 @@ class ClientGone(HTTPError):
 
     status = 499
     code = "client_gone"
+
+
+class UnknownEvent(BadRequest):
+    code = "unknown_event"
+
+
+class AnswerTooLarge(HTTPError):
+    code = "answer_too_large"
 
 
 class EngineError(HTTPError):

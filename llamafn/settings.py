@@ -85,6 +85,7 @@ def switch(text: str) -> bool:
 def text_or_file(text: str) -> str:
     """`@path` reads a UTF-8 file: Lambda allows 4 KB of environment, Leapcell 3 KB."""
     if not text.startswith("@"):
+        text.encode()  # bytes of the environment that are not UTF-8 have become halves of surrogate pairs
         return text
     with open(text[1:], encoding="utf-8") as file:
         return file.read()
@@ -169,10 +170,10 @@ VARIABLES = (
     Variable(
         "MODEL_IN_MEMORY",
         switch,
-        False,
+        None,
         "`1` or `0`",
         "Keep a fetched model in memory instead of a file: for disks that are too small, and for snapshots of memory.",
-        "`0`",
+        "`0`; `1` under Lambda's SnapStart",
     ),
     Variable(
         "FETCH_CONNECTIONS", integer(1, 64), 8, "1 to 64 connections", "Connections that fetch the model side by side."
@@ -375,6 +376,14 @@ VARIABLES = (
         "A page to try the model at `/`; open to everybody, while what it asks needs a key.",
         "`0`; `./build serve` sets it",
     ),
+    Variable(
+        "LAMBDA_STREAM",
+        switch,
+        False,
+        "`1` or `0`",
+        "The Function URL's invoke mode is `RESPONSE_STREAM`, and the function runs under `lambda-wrapper`.",
+        "`0`",
+    ),
     Variable("HOST", str, "127.0.0.1", "an address", "Where gunicorn listens; containers need `0.0.0.0`."),
     Variable(
         "PORT",
@@ -426,6 +435,7 @@ class Settings(NamedTuple):
     google_cloud_project: str | None
     aws_lambda_function_name: str | None
     playground: bool
+    lambda_stream: bool
     host: str
     port: int
 
@@ -464,9 +474,20 @@ class Settings(NamedTuple):
             )
         if values["local_model_path"] is None:
             values["local_model_path"] = f"{MODEL_DIRECTORY}/{file_name(values['model'])}"
+        if values["model_in_memory"] is None:
+            values["model_in_memory"] = environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start"
         if values["n_threads"] is None:
             values["n_threads"] = usable_cpus(environ)
         return cls(**values)
+
+
+def shown(uri: str) -> str:
+    """A model's URI without what may be a secret: user, password and query, which signs an address."""
+    scheme, separator, rest = uri.partition("://")
+    if scheme not in ("http", "https") or not separator:
+        return uri
+    host, slash, path = rest.partition("?")[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def file_name(uri: str) -> str:

@@ -14,12 +14,14 @@ def process_start() -> float:
 
     Field 22 of /proc/self/stat counts clock ticks since boot; see proc_pid_stat(5).
     """
-    with open("/proc/self/stat", "rb") as file:
-        # The second field, the command's name in parentheses, may hold anything.
-        after_name = file.read().rpartition(b")")[2].split()
-    ticks = int(after_name[22 - 3])
-    since_boot = ticks / os.sysconf("SC_CLK_TCK")
-    return time.monotonic() - (time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot)
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            # The second field, the command's name in parentheses, may hold anything.
+            after_name = file.read().rpartition(b")")[2].split()
+        since_boot = int(after_name[22 - 3]) / os.sysconf("SC_CLK_TCK")
+        return time.monotonic() - (time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot)
+    except (OSError, IndexError):
+        return time.monotonic()  # a sandbox without /proc: it counts from here
 
 
 class Timeline:
@@ -50,13 +52,11 @@ class Timeline:
 
     def finish(self, prefill_began: float, first_token_at: float) -> bool:
         """The first token is there: the cold start is over. False if it was over already."""
-        if self._finished:
-            return False
         self.record("prefill", prefill_began, first_token_at)
         self.record("first token", self._origin, first_token_at)
         with self._lock:
-            self._finished = True
-        return True
+            was_finished, self._finished = self._finished, True
+        return not was_finished
 
     def restart(self) -> None:
         """Count from now on: this process was forked from one that had been running for a while."""

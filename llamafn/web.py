@@ -16,6 +16,10 @@ log = logging.getLogger("llamafn")
 Headers = list[tuple[str, str]]
 
 
+_DRAINED_BYTES = 16 << 20
+_DRAIN_STEP = 1 << 18
+
+
 class Request:
     """What a platform was asked.
 
@@ -54,12 +58,19 @@ class Request:
         # One byte more than is allowed tells a body that is too large; a chunked one does not say its length.
         body = b"" if said.isdecimal() and int(said) > limit else self._read_body(limit + 1)
         if len(body) > limit or (said.isdecimal() and int(said) > limit):
+            self._drain()
             found = f"{int(said):,}" if said.isdecimal() else f"more than {limit:,}"
             raise BodyTooLarge(
                 f"The body has {found} bytes; the limit is {limit:,} (MAX_BODY_BYTES).",
                 hint="Send a shorter context, or raise MAX_BODY_BYTES.",
             )
         return body
+
+    def _drain(self) -> None:
+        """Take some more of a body that is refused: a client that is still sending would not see the answer."""
+        for _ in range(_DRAINED_BYTES // _DRAIN_STEP):
+            if len(self._read_body(_DRAIN_STEP)) < _DRAIN_STEP:
+                return
 
 
 class Response:

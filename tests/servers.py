@@ -30,6 +30,13 @@ FUNCTIONS_FRAMEWORK = [
 ]
 
 
+def events_of(stream: bytes) -> list[Any]:
+    """The events of a whole stream, without its pings."""
+    *events, last = [line[6:] for line in stream.decode().split("\n\n") if line.startswith("data: ")]
+    assert last == "[DONE]", stream
+    return [json.loads(event) for event in events]
+
+
 class Answer(NamedTuple):
     status: int
     headers: dict[str, str]
@@ -37,6 +44,9 @@ class Answer(NamedTuple):
 
     def json(self) -> Any:
         return json.loads(self.body)
+
+    def events(self) -> list[Any]:
+        return events_of(self.body)
 
 
 class Server:

@@ -50,10 +50,7 @@ def test_chat_streams(server: Server) -> None:
     answer = server.chat(**QUESTION, stream=True)
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.body.startswith(b": ping\n\n")  # before there was anything to say
-    lines = answer.body.decode().split("\n\n")
-    *events, last = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
-    assert last == "[DONE]"
-    *pieces, summary = map(json.loads, events)
+    *pieces, summary = answer.events()
     assert "".join(piece["content"] for piece in pieces)
     assert summary["finish_reason"] in ("stop", "length")
 

@@ -82,3 +82,10 @@ def test_origins_are_separated_by_commas() -> None:
 )
 def test_file_name(uri: str, name: str) -> None:
     assert file_name(uri) == name
+
+
+def test_a_snapshot_of_memory_wants_the_model_in_memory() -> None:
+    assert Settings.from_env({}).model_in_memory is False
+    snap_start = {"AWS_LAMBDA_INITIALIZATION_TYPE": "snap-start"}
+    assert Settings.from_env(snap_start).model_in_memory is True
+    assert Settings.from_env({**snap_start, "MODEL_IN_MEMORY": "0"}).model_in_memory is False

@@ -7,7 +7,7 @@ from typing import Any
 
 import llamafn
 import model_loader
-from llamafn.settings import Settings
+from llamafn.settings import Settings, shown
 from llamafn.timeline import COLD_START
 from llamafn.web import Request, Response, json_response
 
@@ -17,7 +17,7 @@ def health(request: Request, settings: Settings) -> Response:
     return json_response(
         {
             "status": "ok",
-            "model": {"uri": settings.model, **model_loader.state()},
+            "model": {"uri": shown(settings.model), **model_loader.state()},
             "cold_start": COLD_START.to_json(),
             "versions": _versions(),
         }

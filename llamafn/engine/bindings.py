@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import importlib
 import importlib.machinery
 import os
@@ -133,6 +134,15 @@ def directory() -> str:
 def version() -> str:
     """llama.cpp's version, as it reports it."""
     return f"{llama.llama_version().decode()}"
+
+
+def release() -> str:
+    """What tells releases apart: llama.cpp's version, which may stay the same, and the bindings' source."""
+    try:
+        with open(llama.__file__, "rb") as file:
+            return f"{version()} {hashlib.sha256(file.read()).hexdigest()[:16]}"
+    except OSError:
+        return version()
 
 
 def silence_log() -> None:

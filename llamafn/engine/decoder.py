@@ -8,10 +8,12 @@ requests share each pass over the weights.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 from llamafn.deadline import Deadline
 from llamafn.engine.bindings import AbortFlag
@@ -21,12 +23,14 @@ from llamafn.engine.model import Model
 from llamafn.engine.sampling import Sampler, Sampling
 from llamafn.engine.snapshot import SnapshotStore
 from llamafn.engine.turn import CachedSequence, Prompt, Turn
-from llamafn.errors import ClientGone, HTTPError, QueueFull
+from llamafn.errors import ClientGone, EngineError, HTTPError, QueueFull
 from llamafn.timeline import COLD_START
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from llamafn.engine.constraint.schema import Constraint
+
+log = logging.getLogger("llamafn")
 
 # How often a client's socket is looked at.
 WATCH_SECONDS = 0.05
@@ -98,27 +102,24 @@ class Decoder:
         Raises:
             QueueFull: too many wait already.
         """
-        n_vocab = self._model.n_vocab
         guide = None
         if constraint is not None:
             from llamafn.engine.constraint.guide import Guide
 
             guide = Guide(constraint, sampling, self._model)
+        sampler = guide or Sampler(sampling, self._model.n_vocab)
+        scorer = None if top_logprobs is None else Scorer(self._model.n_vocab, top_logprobs)
+        turn = Turn(prompt, sampler, scorer, max_tokens, deadline, is_gone, guide)
         with self._changed:
-            may_begin = bool(self._free) and not self._queue
-            if not may_begin and len(self._queue) >= self._max_queue:
+            if not self._free and len(self._queue) >= self._max_queue:
+                turn.close()
                 raise QueueFull(
                     f"{len(self._queue)} requests wait already, and MAX_QUEUE is {self._max_queue}.",
                     hint="Try again in a moment; or let the platform start more instances.",
                     retry_after=1 + len(self._queue),
                 )
-            scorer = None if top_logprobs is None else Scorer(n_vocab, top_logprobs)
-            sampler = guide or Sampler(sampling, n_vocab)
-            turn = Turn(prompt, sampler, scorer, max_tokens, deadline, is_gone, guide)
-            if may_begin:
-                self._take_sequence(turn)
-            else:
-                self._queue.append(turn)
+            self._queue.append(turn)
+            self._begin_next()
         return turn
 
     def next_token(self, turn: Turn, patience: float = float("inf")) -> int | None:
@@ -128,7 +129,7 @@ class Decoder:
 
         Raises:
             DeadlinePassed, ClientGone: while waiting in the queue.
-            EngineError: llama.cpp refused a batch.
+            EngineError: llama.cpp refused a batch, or something broke.
         """
         until = time.monotonic() + patience
         with self._changed:
@@ -156,10 +157,9 @@ class Decoder:
                 self._queue.remove(turn)
             else:
                 state = self._free_sequence(turn)
-            turn.sampler.close()
-            if turn.scorer is not None:
-                turn.scorer.close()
-            self._changed.notify_all()  # the next one in the queue may go now
+            turn.close()
+            self._begin_next()
+            self._changed.notify_all()
         if state is not None and self._snapshots:
             self._snapshots.save(turn.prompt.prefix, state)
 
@@ -170,63 +170,79 @@ class Decoder:
         while self._leading:  # the context is another thread's, which may be decoding a token of this turn
             self._changed.wait()
         self._ending -= 1
-        state = self._prefix_state(turn)
-        turn.sequence.used_at = time.monotonic()
-        self._free.append(turn.sequence)
-        turn.sequence = None
-        return state
+        try:
+            return self._prefix_state(turn)
+        except (OSError, MemoryError) as error:  # a snapshot is a luxury
+            log.warning("No snapshot is kept: %s", error)
+            return None
+        finally:
+            turn.sequence.used_at = time.monotonic()
+            self._free.append(turn.sequence)
+            turn.sequence = None
 
     def _wait_in_queue(self, turn: Turn, patience: float) -> None:
-        """Wait for a while, and begin if it is the turn's turn."""
-        if self._free and self._queue[0] is turn:
-            self._queue.popleft()
-            self._take_sequence(turn)
-            return
         turn.deadline.check("the request waited for its turn")
+        if turn.has_left():
+            raise ClientGone("The client left while its request waited for its turn.")
         if turn.is_gone is not None:
-            if turn.is_gone():
-                raise ClientGone("The client left while its request waited for its turn.")
             patience = min(patience, WATCH_SECONDS)
         self._changed.wait(_timeout(min(turn.deadline.remaining(), patience)))
 
-    def _take_sequence(self, turn: Turn) -> None:
-        """Give the turn the free sequence that knows most of its prompt; of equals, the one unused for longest."""
-        sequence = max(self._free, key=lambda free: (free.reusable(turn.prompt), -free.used_at))
-        self._free.remove(sequence)
-        turn.sequence = sequence
-        turn.began_at = time.monotonic()
-        self._running.append(turn)
+    def _begin_next(self) -> None:
+        """Give free sequences to those who have waited longest.
+
+        Each gets the one that knows most of its prompt; of equals, the one unused for longest.
+        """
         if self._watch is None:
             self._watch = threading.Thread(target=self._watch_turns, name="llamafn-watch", daemon=True)
             self._watch.start()
-        self._changed.notify_all()  # the watch must know of its deadline
+        while self._free and self._queue:
+            turn = self._queue.popleft()
+            sequence = max(self._free, key=lambda free: (free.reusable(turn.prompt), -free.used_at))
+            self._free.remove(sequence)
+            turn.sequence = sequence
+            turn.began_at = time.monotonic()
+            self._running.append(turn)
+            self._changed.notify_all()  # the watch must know of its deadline
 
     def _recall(self, turn: Turn) -> None:
         """Keep what the sequence knows of the prompt, or load the snapshot that knows more."""
         prompt, sequence = turn.prompt, turn.sequence
         known = sequence.reusable(prompt)
-        if known < prompt.boundary and self._restore(turn):
-            known = prompt.boundary
+        if known < prompt.boundary:
+            if self._restore(turn):
+                known = prompt.boundary
+            sequence.is_fresh = known in (0, prompt.boundary)
         self._forget(turn, known)
         turn.cached_tokens = len(sequence.tokens)
         turn.pending = prompt.tokens[turn.cached_tokens :]
 
     def _restore(self, turn: Turn) -> bool:
         began = time.monotonic()
-        snapshot = self._snapshots and self._snapshots.find(turn.prompt.prefix)
-        if not snapshot:
+        prefix = turn.prompt.prefix
+        snapshot = self._snapshots and self._snapshots.find(prefix)
+        if not self._snapshots or not snapshot:
             return False
         self._forget(turn, 0)
         if self._context.restore(turn.sequence.index, snapshot.address, snapshot.length):
-            turn.sequence.tokens = turn.prompt.prefix
+            turn.sequence.tokens = prefix
         snapshot.close()
+        if not turn.sequence.tokens:
+            self._snapshots.refuse(prefix)
+            return False
         COLD_START.record("snapshot", began, time.monotonic())
-        return bool(turn.sequence.tokens)
+        return True
 
     def _prefix_state(self, turn: Turn) -> bytearray | None:
-        """The state to save, if the prompt's prefix is known here and wanted as a snapshot."""
+        """The state to save, if the prompt's prefix is known here and wanted as a snapshot.
+
+        Not if it was read on top of another prompt's, in other batches than it would be alone; and not when there is
+        no time.
+        """
         prompt, sequence = turn.prompt, turn.sequence
-        if self._snapshots is None or turn.cached_tokens is None or len(sequence.tokens) < prompt.boundary:
+        if self._snapshots is None or turn.error is not None or turn.ended_by in ("deadline", "cancelled"):
+            return None
+        if not sequence.is_fresh or turn.cached_tokens is None or len(sequence.tokens) < prompt.boundary:
             return None
         if not self._snapshots.wants(prompt.prefix, keep=prompt.keep):
             return None
@@ -241,42 +257,49 @@ class Decoder:
         del sequence.tokens[kept:]
 
     def _lead(self) -> None:
-        """Run one step, with the lock released while llama.cpp computes."""
+        """Run one step. What goes wrong with one turn is that turn's error, and no other's."""
         self._leading = True
-        for turn in self._running:
-            if turn.cached_tokens is None:
-                self._recall(turn)
-        chunks = self._next_batch()
-        if not chunks:
-            self._leading = False
-            return
-        self._abort.clear()
-        self._changed.release()
-        rows: list[int] | None = None
-        error: HTTPError | None = None
         try:
-            rows = self._context.decode(chunks)
-        except Aborted:
-            pass  # those who wanted it are marked; the others try again
-        except HTTPError as refused:
-            error = refused
+            for turn in self._running:
+                if turn.cached_tokens is None:
+                    with _error_of(turn):
+                        self._recall(turn)
+            chunks = self._next_batch()
+            if chunks:
+                rows, refusal = self._decode(chunks)
+                for position, (turn, chunk) in enumerate(zip(self._in_batch, chunks, strict=True)):
+                    with _error_of(turn):
+                        if rows is not None:
+                            self._advance(turn, chunk, rows[position])
+                            continue
+                        self._forget(turn, chunk.start)
+                        if refusal is not None:
+                            raise EngineError(refusal)
         finally:
-            self._changed.acquire()
-            batch, self._in_batch = self._in_batch, []
+            self._in_batch = []
             self._leading = False
             self._changed.notify_all()
-        for position, (turn, chunk) in enumerate(zip(batch, chunks, strict=True)):
-            if rows is not None:
-                self._advance(turn, chunk, rows[position])
-            else:
-                turn.error = error
-                self._forget(turn, chunk.start)
+
+    def _decode(self, chunks: list[Chunk]) -> tuple[list[int] | None, str | None]:
+        """Decode with the lock released. The rows of the logits, or why there are none; neither if it was aborted."""
+        self._abort.clear()
+        self._changed.release()
+        try:
+            return self._context.decode(chunks), None
+        except Aborted:
+            return None, None  # those who wanted it are marked; the others try again
+        except EngineError as error:
+            return None, error.message
+        finally:
+            self._changed.acquire()
 
     def _next_batch(self) -> list[Chunk]:
         """One token of each answer that is being written first, then as much of the prompts as there is room for."""
         room = BATCH_TOKENS
         chunks = []
         for turn in sorted(self._running, key=lambda turn: len(turn.pending)):
+            if turn.ended_by is None and turn.deadline.has_passed():
+                turn.ended_by = "deadline"
             if not turn.wants_step() or not room:
                 continue
             start = len(turn.sequence.tokens)
@@ -324,7 +347,7 @@ class Decoder:
                     self._changed.wait()
                 running = list(self._running)
             # Sockets are looked at without the lock.
-            gone = [turn for turn in running if turn.is_gone is not None and turn.is_gone()]
+            gone = [turn for turn in running if turn.has_left()]
             with self._changed:
                 for turn in running:
                     if turn.ended_by is None and (turn in gone or turn.deadline.has_passed()):
@@ -339,6 +362,18 @@ class Decoder:
         if any(turn.is_gone is not None for turn in going):
             return WATCH_SECONDS
         return _timeout(min((turn.deadline.remaining() for turn in going), default=float("inf")))
+
+
+@contextlib.contextmanager
+def _error_of(turn: Turn) -> Generator[None, None, None]:
+    """What goes wrong in the block is told to the one who waits for this turn."""
+    try:
+        yield
+    except HTTPError as error:
+        turn.error = error
+    except Exception as error:
+        log.error("An answer failed.", exc_info=error)
+        turn.error = EngineError("The engine failed on this request; the log says why.")
 
 
 def _timeout(seconds: float) -> float | None:

@@ -10,13 +10,14 @@ import threading
 # A page fault reads little ahead, and posix_fadvise(WILLNEED) is cut short by the kernel; reading the file through
 # brings all of it, while llama.cpp is busy with the vocabulary. docs/cold-start.md has the figures.
 _PIECE_BYTES = 1 << 20
+READER_NAME = "llamafn-pages"
 # mincore's lowest bit says whether a page is there; the others may hold anything.
 _LOWEST_BIT = bytes(byte & 1 for byte in range(256))
 
 
 def read_ahead(path: str) -> threading.Thread:
     """Bring a file into the page cache, in a thread that ends by itself; what is there already costs nothing."""
-    thread = threading.Thread(target=_read_missing, args=(path,), name="llamafn-pages", daemon=True)
+    thread = threading.Thread(target=_read_missing, args=(path,), name=READER_NAME, daemon=True)
     thread.start()
     return thread
 

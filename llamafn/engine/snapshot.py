@@ -15,12 +15,13 @@ import logging
 import mmap
 import os
 import struct
+import time
 import zlib
 from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from llamafn.engine.bindings import version
+from llamafn.engine.bindings import release
 from llamafn.engine.context import BATCH_TOKENS
 
 log = logging.getLogger("llamafn")
@@ -30,16 +31,18 @@ SHORTEST_PREFIX = 32
 MAX_SNAPSHOTS = 16
 MAX_BYTES = 128 << 20
 SUFFIX = ".snapshot"
+UNFINISHED = ".unfinished-snapshot"
 
 _HEADER = struct.Struct("<8s32sIQ")  # magic, key, CRC-32 of the state, its length in bytes
 _MAGIC = b"llamafn1"
-# How many of a model's pages its fingerprint looks at.
+# How much of a model its fingerprint looks at: the beginning, where the metadata is, and pages of the rest.
+_FINGERPRINT_BEGINNING = 1 << 20
 _FINGERPRINT_PAGES = 64
 _PAGE = 4096
 
 
 def fingerprint(*paths: str) -> str:
-    """What tells a model from every other, in a millisecond: its files' sizes and 64 pages of each, in SHA-256.
+    """What tells a model from every other, in 2 ms: of each file its size, first MiB and 64 pages, in SHA-256.
 
     The digest of the whole would do the same for a second of every cold start.
     """
@@ -48,6 +51,8 @@ def fingerprint(*paths: str) -> str:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             digest.update(size.to_bytes(8, "little"))
+            file.seek(0)
+            digest.update(file.read(_FINGERPRINT_BEGINNING))
             for number in range(_FINGERPRINT_PAGES):
                 file.seek(max(0, size - _PAGE) * number // (_FINGERPRINT_PAGES - 1))
                 digest.update(file.read(_PAGE))
@@ -87,9 +92,10 @@ class SnapshotStore:
     used out first.
     """
 
-    def __init__(self, model_paths: Sequence[str], n_ctx: int, directories: Sequence[str]) -> None:
+    def __init__(self, model_paths: Sequence[str], n_ctx: int, directories: Sequence[str], parallel: int = 1) -> None:
         self._model_paths = model_paths
         self._n_ctx = n_ctx
+        self._parallel = parallel
         self._directories = directories
         self._seen: set[bytes] = set()
         self._writable = True
@@ -131,6 +137,14 @@ class SnapshotStore:
         self._seen.add(key)
         return False
 
+    def refuse(self, prefix: Sequence[int]) -> None:
+        """llama.cpp does not take the snapshot of these tokens: away with it, so that it is made again."""
+        path = self.path_of(prefix)
+        if path is not None:
+            log.warning("llama.cpp does not take the snapshot %s; it will be made again.", path)
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
     def path_of(self, prefix: Sequence[int]) -> str | None:
         """Where the snapshot of these tokens is, right or wrong; None if there is none."""
         key = self._key(prefix)
@@ -138,6 +152,8 @@ class SnapshotStore:
 
     def save(self, prefix: Sequence[int], state: bytearray) -> str | None:
         """Write a snapshot, whole or not at all. Returns its path; None if there is no place for it."""
+        if not 0 < len(state) <= MAX_BYTES:
+            return None
         key = self._key(prefix)
         header = _HEADER.pack(_MAGIC, key, zlib.crc32(state), len(state))
         for directory in self._directories:
@@ -166,12 +182,13 @@ class SnapshotStore:
     def _identity(self) -> bytes:
         """What a snapshot depends on beside its tokens. Asked for when the model's file is whole."""
         model = fingerprint(*self._model_paths)
-        return f"{model} llama.cpp {version()} n_ctx={self._n_ctx} batch={BATCH_TOKENS} kv=f16 ".encode()
+        context = f"n_ctx={self._n_ctx} sequences={self._parallel} batch={BATCH_TOKENS} kv=f16"
+        return f"{model} llama.cpp {release()} {context} ".encode()
 
 
 def _write(path: str, *parts: bytes | bytearray) -> None:
     """Write a file under another name and give it its own when it is whole. Raises OSError, leaving nothing."""
-    unfinished = f"{path}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
+    unfinished = f"{path}.{os.getpid()}-{os.urandom(4).hex()}{UNFINISHED}"
     try:
         with open(unfinished, "xb") as file:
             for part in parts:
@@ -202,10 +219,13 @@ def _make_room(directory: str, length: int) -> None:
     kept = []
     with os.scandir(directory) as entries:
         for entry in entries:
-            if entry.name.endswith(SUFFIX):
+            with contextlib.suppress(FileNotFoundError):  # another process makes room, too
                 found = entry.stat()
-                kept.append(_Kept(entry.path, found.st_size, found.st_mtime))
+                if entry.name.endswith(SUFFIX):
+                    kept.append(_Kept(entry.path, found.st_size, found.st_mtime))
+                elif entry.name.endswith(UNFINISHED) and time.time() - found.st_mtime > 60:
+                    os.unlink(entry.path)  # of a process that was killed
     kept.sort(key=lambda snapshot: snapshot.used_at)
     while kept and (len(kept) >= MAX_SNAPSHOTS or sum(each.bytes for each in kept) + length > MAX_BYTES):
-        with contextlib.suppress(FileNotFoundError):  # another process makes room, too
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(kept.pop(0).path)

@@ -26,10 +26,11 @@ class TextStream:
         if self.stopped:
             return ""
         self._held += self._decoder.decode(piece)
-        found = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
+        # The one that ends first, as if the text had come a character at a time.
+        found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
-            return self._give(min(found))
+            return self._give(min(found)[1])
         return self._give(len(self._held) - self._doubtful())
 
     def finish(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Tokens
@@ -10,6 +11,8 @@ from llamafn.deadline import Deadline
 from llamafn.engine.logprobs import Scorer, TokenScore
 from llamafn.engine.sampling import Sampler
 from llamafn.errors import HTTPError
+
+log = logging.getLogger("llamafn")
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,12 +45,13 @@ class Prompt:
 class CachedSequence:
     """One sequence of the KV cache."""
 
-    __slots__ = ("index", "tokens", "used_at")
+    __slots__ = ("index", "is_fresh", "tokens", "used_at")
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.tokens: list[int] = []  # what the cache holds
         self.used_at = 0.0
+        self.is_fresh = True  # the part before the boundary was read from its first token, or comes from a snapshot
 
     def reusable(self, prompt: Prompt) -> int:
         """How many of the prompt's tokens to take from here: not all that could be.
@@ -55,13 +59,14 @@ class CachedSequence:
         One token at least must be read, to have its logits. And a prompt is read in the same batches as the first time
         where that costs little: batches of other sizes round differently, and at temperature 0 the same request should
         have the same answer. So what lies past the boundary is only reused if it saves much, as in a long
-        conversation, and not at all if the whole prompt is known, which is the same request again.
+        conversation, and not at all if the whole prompt is known, which is the same request again. The same holds for
+        the beginning of another system prompt.
         """
         known = _common_prefix(self.tokens, prompt.tokens)
         last = len(prompt.tokens) - 1
         if known > last or prompt.boundary <= known < prompt.boundary + WORTHWHILE_REUSE_TOKENS:
             return min(prompt.boundary, last)
-        return known
+        return known if known >= WORTHWHILE_REUSE_TOKENS else 0
 
 
 class Turn:
@@ -120,6 +125,20 @@ class Turn:
     @sequence.setter
     def sequence(self, sequence: CachedSequence | None) -> None:
         self._sequence = sequence
+
+    def has_left(self) -> bool:
+        """Whether the client has. Where that cannot be told any more, it has not."""
+        try:
+            return self.is_gone is not None and self.is_gone()
+        except Exception as error:  # noqa: BLE001 - a server's socket may be of any kind
+            log.warning("Whether a client is still there cannot be told: %r", error)
+            self.is_gone = None
+            return False
+
+    def close(self) -> None:
+        self.sampler.close()
+        if self.scorer is not None:
+            self.scorer.close()
 
     def wants_step(self) -> bool:
         return self.ended_by is None and self.error is None and len(self.ready) < READ_AHEAD_TOKENS

@@ -56,10 +56,8 @@ def test_a_request_brings_its_own_schema(server: Server) -> None:
 
 
 def test_a_stream_adds_up_to_a_document(server: Server) -> None:
-    answer = server.chat(**QUESTION, max_tokens=40, stream=True)
-    events = [line.removeprefix("data: ") for line in answer.body.decode().split("\n\n") if line]
-    assert events.pop() == "[DONE]"
-    check(FARM, "".join(json.loads(event).get("content", "") for event in events))
+    events = server.chat(**QUESTION, max_tokens=40, stream=True).events()
+    check(FARM, "".join(event.get("content", "") for event in events))
 
 
 def test_time_that_runs_out_closes_the_document(server: Server) -> None:

@@ -38,10 +38,10 @@ def test_a_commands_help_needs_no_environment() -> None:
 
 
 def test_an_unknown_command_is_told_which_there_are() -> None:
-    refused = build("deploy")
+    refused = build("publish")
 
     assert refused.returncode == 2
-    assert "invalid choice: 'deploy'" in refused.stderr
+    assert "invalid choice: 'publish'" in refused.stderr
     assert "serve" in refused.stderr
 
 
@@ -57,8 +57,8 @@ def test_listing_commands_imports_none_of_them() -> None:
     assert listed.stderr.strip() == ""
 
 
-@pytest.mark.parametrize(("failing", "status"), [("none", 0), ("check", 3), ("test", 3)])
-def test_ci_runs_both_and_fails_if_either_does(tmp_path: Path, failing: str, status: int) -> None:
+@pytest.mark.parametrize(("failing", "status"), [("none", 0), ("check", 3), ("engine", 3), ("test", 3)])
+def test_ci_runs_all_and_fails_if_one_does(tmp_path: Path, failing: str, status: int) -> None:
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
     stand_in = tmp_path / "build"
@@ -67,5 +67,5 @@ def test_ci_runs_both_and_fails_if_either_does(tmp_path: Path, failing: str, sta
 
     ran = subprocess.run([tmp_path / ".ci" / "run"], capture_output=True, text=True, timeout=60, check=False)
 
-    assert ran.stdout == "check ran\ntest ran\n"
+    assert ran.stdout == "check ran\nengine ran\ntest ran\n"
     assert ran.returncode == status

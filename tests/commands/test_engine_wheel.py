@@ -13,9 +13,9 @@ from commands.engine_wheel import (
     cpu_features,
     engine_wheel,
     has_compiler,
-    likely_cause,
     required_version,
 )
+from commands.kept_build import likely_cause
 from commands.terminal import CommandFailed
 
 RECIPE = Recipe("0.3.36", ("-DGGML_NATIVE=ON",), "avx avx2", "linux x86_64 glibc 2.36", "system", ())

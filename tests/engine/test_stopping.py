@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from llamafn.deadline import Deadline
+from llamafn.engine.context import BATCH_TOKENS, Context
 from llamafn.engine.engine import Engine, Generation
-from llamafn.errors import ClientGone, DeadlinePassed, QueueFull
+from llamafn.engine.sampling import Sampler
+from llamafn.engine.snapshot import SnapshotStore
+from llamafn.engine.turn import Prompt
+from llamafn.errors import ClientGone, DeadlinePassed, EngineError, QueueFull
 from tests.engines import GREEDY, ask, make_engine
 from tests.servers import poll
 
@@ -41,14 +47,78 @@ def test_a_deadline_stops_a_decode_with_what_there_is(engine: Engine) -> None:
 
 
 def test_a_deadline_stops_a_prefill_in_the_middle_of_a_batch(wide_engine: Engine) -> None:
-    """One batch is 512 tokens; if it could not be stopped, the first one at least would be in the cache."""
-    wide_engine.read("Be brief.", Deadline.after(60))
-    words = "rain and sun " * 600
-    text, generation = ask(wide_engine, words, deadline=Deadline.after(0.02))
-    assert (text, generation.finish_reason, generation.completion_tokens) == ("", "deadline", 0)
-    # The next request works, and its answer is the one of an engine that was never stopped.
-    stopped_then, _ = ask(wide_engine, "Count from 1 to 10, separated by commas.", max_tokens=12)
-    assert stopped_then.startswith("1, 2, 3, 4")
+    """Within a part of the time that one batch takes."""
+    prompt = wide_engine.prompt([{"role": "user", "content": "rain and sun " * 600}])
+    assert len(prompt.tokens) > 3 * BATCH_TOKENS
+    one_batch = Prompt(prompt.tokens[:BATCH_TOKENS])
+    batch_seconds = _seconds_to_end(wide_engine, one_batch, Deadline.after(120))[0]
+    seconds, generation = _seconds_to_end(wide_engine, prompt, Deadline.after(batch_seconds * 0.2))
+    assert (generation.finish_reason, generation.completion_tokens) == ("deadline", 0)
+    assert seconds < batch_seconds * 0.75
+    # The next request works.
+    assert ask(wide_engine, "Count from 1 to 10, separated by commas.", max_tokens=12)[0].startswith("1, 2, 3, 4")
+
+
+def _seconds_to_end(engine: Engine, prompt: Prompt, deadline: Deadline) -> tuple[float, Generation]:
+    began = time.monotonic()
+    with engine.generate(prompt, GREEDY, max_tokens=1, deadline=deadline) as generation:
+        "".join(generation)
+    return time.monotonic() - began, generation
+
+
+def test_what_goes_wrong_with_one_answer_is_no_others(model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sampler that breaks stands for any fault of ours: a real one cannot be had."""
+    engine = make_engine(model_path, parallel=2)
+    real = Sampler.sample
+
+    def sample(sampler: Sampler, context: Context, row: int) -> int:
+        if sampler in broken:
+            raise ValueError("broken")
+        return real(sampler, context, row)
+
+    monkeypatch.setattr(Sampler, "sample", sample)
+    broken: list[Sampler] = []
+    with start(engine, deadline=Deadline.after(120)) as good, start(engine, deadline=Deadline.after(120)) as bad:
+        pieces, other = iter(good), iter(bad)
+        next(pieces)
+        next(other)
+        assert bad._turn is not None
+        broken.append(bad._turn.sampler)
+        with pytest.raises(EngineError, match="The engine failed on this request"):
+            list(other)
+        for _ in zip(pieces, range(5), strict=False):
+            pass
+    assert good.completion_tokens >= 5
+    assert ask(engine, "Say yes.", max_tokens=2)[0]
+    engine.close()
+
+
+def test_a_snapshot_store_that_breaks_does_not_stop_the_engine(
+    model_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The model's file is gone after it was mapped, and its fingerprint can no more be taken."""
+    copy = tmp_path / "model.gguf"
+    shutil.copyfile(model_path, copy)
+    engine = make_engine(str(copy), snapshots=SnapshotStore([str(copy)], 512, [str(tmp_path)]))
+    copy.unlink()
+    for _ in range(2):
+        with pytest.raises(EngineError):
+            ask(engine, "Say yes.", system="You know all about soil and rain. " * 12)
+    assert ask(engine, "Say yes.", system="Be brief.", max_tokens=1)[0]
+    assert engine.answering == 0
+    engine.close()
+
+
+def test_a_socket_that_cannot_be_looked_at_is_no_reason_to_stop(engine: Engine) -> None:
+    def is_gone() -> bool:
+        raise ValueError("non-zero flags not allowed in calls to recv() on this socket")
+
+    prompt = engine.prompt([{"role": "user", "content": "Say yes."}])
+    deadline = Deadline.after(120)
+    with engine.generate(prompt, GREEDY, max_tokens=2, deadline=deadline, is_gone=is_gone) as generation:
+        assert "".join(generation)
+    # The watch lives.
+    assert ask(engine, STORY, max_tokens=450, deadline=Deadline.after(0.5))[1].finish_reason == "deadline"
 
 
 def test_a_client_that_leaves_stops_a_prefill(wide_engine: Engine) -> None:

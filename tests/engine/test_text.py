@@ -31,6 +31,7 @@ def test_bytes_that_are_no_character_are_replaced() -> None:
         (["hello wor", "k"], ("world",), "hello work"),
         (["aab", "aab", "c"], ("aabc",), "aab"),
         (["one two"], ("two", "one"), ""),
+        (["abcd"], ("bcd", "c"), "ab"),
         (["abc"], (), "abc"),
         (["ab"], ("abc",), "ab"),
         (["\n", "\n"], ("\n\n",), ""),
@@ -53,6 +54,8 @@ def test_however_the_bytes_are_cut_the_text_is_the_same(text: str, stop: list[st
     pieces = [whole[start:end] for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
     stream = TextStream(stop)
     said = "".join([stream.push(piece) for piece in pieces]) + stream.finish()
+    one_by_one = TextStream(stop)
+    assert said == "".join(one_by_one.push(character.encode()) for character in text) + one_by_one.finish()
     assert not any(found in said for found in stop)
     assert text.startswith(said)
     if not any(found in text for found in stop):

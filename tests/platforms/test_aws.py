@@ -1,97 +1,173 @@
-"""Function URL events, as AWS documents them."""
+"""The handler on its own: deadlines, INIT, and the real model."""
 
 from __future__ import annotations
 
-import base64
 import json
+import random
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+import model_loader
 from llamafn.app import App
-from llamafn.platforms.aws import lambda_handler
+from llamafn.errors import ModelUnavailable
+from llamafn.platforms import lambda_init
+from llamafn.platforms.aws import LambdaHandler, lambda_handler
 from llamafn.settings import Settings
+from llamafn.web import Request, Response
+from tests.platforms.contexts import Context
+from tests.platforms.functions import url_event
 
-SETTINGS = Settings.from_env({"MODEL": "/nowhere/model.gguf"})
+pytestmark = pytest.mark.usefixtures("nothing_loaded")
 
-
-class Context:
-    """The part of Lambda's context object that is read."""
-
-    aws_request_id = "8f5a8b2e-0000-0000-0000-000000000000"
-
-    def __init__(self, milliseconds: int = 30_000) -> None:
-        self.milliseconds = milliseconds
-
-    def get_remaining_time_in_millis(self) -> int:
-        return self.milliseconds
+QUESTION = {"context": "¿Cuándo debo regar?", "max_tokens": 4}
 
 
-def function_url_event(method: str = "GET", path: str = "/health", **over: Any) -> dict[str, Any]:
-    return {
-        "version": "2.0",
-        "rawPath": path,
-        "rawQueryString": "",
-        "headers": {"content-type": "application/json", "host": "abc.lambda-url.eu-west-1.on.aws"},
-        "requestContext": {"http": {"method": method, "path": path, "sourceIp": "192.0.2.1"}, "stage": "$default"},
-        "isBase64Encoded": False,
-        **over,
-    }
+@pytest.fixture
+def settings(model_path: str) -> Settings:
+    return Settings.from_env({"MODEL": model_path, "N_CTX": "2048", "N_THREADS": "1"})
 
 
-def invoke(event: Any, context: Context | None = None, settings: Settings = SETTINGS) -> dict[str, Any]:
-    answer = lambda_handler(App(settings))(event, context or Context())
-    json.dumps(answer)  # Lambda will
-    return answer
+def answer_of(settings: Settings, body: Any, milliseconds: int = 60_000) -> tuple[int, Any]:
+    """Status and body of a /chat through a Function URL."""
+    answer = LambdaHandler(App(settings))(url_event("/chat", body), Context(milliseconds))
+    return answer["statusCode"], json.loads(answer["body"])
 
 
-def test_health() -> None:
-    answer = invoke(function_url_event())
-    assert answer["statusCode"] == 200
-    assert set(answer["headers"]) == {"Content-Type", "X-Request-Id"}
-    assert answer["headers"]["Content-Type"] == "application/json; charset=utf-8"
-    assert answer["isBase64Encoded"] is False
-    assert json.loads(answer["body"])["status"] == "ok"
-
-
-@pytest.mark.parametrize("encoded", [False, True])
-def test_a_body_may_be_base64(encoded: bool) -> None:
-    body = '{"context": "¿Qué?", "max_tokens": 0}'
-    text = base64.b64encode(body.encode()).decode() if encoded else body
-    answer = invoke(function_url_event("POST", "/chat", body=text, isBase64Encoded=encoded))
-    assert answer["statusCode"] == 400
-    assert "max_tokens: found 0" in answer["body"]
-
-
-def test_no_body_at_all() -> None:
-    answer = invoke(function_url_event("POST", "/chat"))
-    assert answer["statusCode"] == 400
-    assert "The body is empty" in answer["body"]
-
-
-def test_a_body_that_is_no_base64() -> None:
-    answer = invoke(function_url_event("POST", "/chat", body="%%%", isBase64Encoded=True))
-    assert answer["statusCode"] == 400
-    assert "base64" in answer["body"]
-
-
-@pytest.mark.parametrize("event", [{}, {"version": "0", "source": "aws.events"}, [], None, "text"])
-def test_another_event_says_what_was_looked_for(event: Any) -> None:
-    answer = invoke(event)
-    assert answer["statusCode"] == 400
-    assert "expected version 2.0 and requestContext.http" in answer["body"]
-
-
-def test_the_remaining_time_is_kept_to() -> None:
-    answer = invoke(function_url_event("POST", "/chat", body='{"context": 1}'), Context(400))
-    assert answer["statusCode"] == 503
-    assert answer["headers"]["Retry-After"]
-
-
-@pytest.mark.usefixtures("nothing_loaded")
-def test_it_answers_with_the_real_model(model_path: str) -> None:
-    settings = Settings.from_env({"MODEL": model_path, "N_CTX": "256"})
-    body = json.dumps({"context": "¿Cuándo debo regar?", "max_tokens": 4, "stream": True})
-    answer = invoke(function_url_event("POST", "/chat", body=body), settings=settings)
+def test_it_answers_with_the_real_model(settings: Settings) -> None:
+    answer = LambdaHandler(App(settings))(url_event("/chat", {**QUESTION, "stream": True}), Context())
     assert answer["statusCode"] == 200
     assert answer["body"].endswith("data: [DONE]\n\n")
+
+
+def test_no_time_at_all(settings: Settings) -> None:
+    status, body = answer_of(settings, QUESTION, 400)
+    assert (status, body["error"]["code"]) == (503, "deadline_passed")
+
+
+def test_time_that_runs_out_while_loading(settings: Settings) -> None:
+    """The next invocation goes on with what was begun."""
+    status, body = answer_of(settings, QUESTION, 510)
+    assert (status, body["error"]["code"]) == (503, "deadline_passed")
+    assert answer_of(settings, QUESTION)[0] == 200
+
+
+def test_time_that_runs_out_in_a_prefill(settings: Settings) -> None:
+    """Stopped within the batch; what follows is answered."""
+    answer_of(settings, QUESTION)
+    began = time.monotonic()
+    status, body = answer_of(settings, {"context": "word " * 1900, "max_tokens": 4}, 700)
+    assert time.monotonic() - began < 0.7
+    assert status == 503 or body["finish_reason"] == "deadline"
+    assert answer_of(settings, QUESTION)[0] == 200
+
+
+def test_the_front_doors_limit_counts(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that has been on its way for 28.6 s of an HTTP API's 30 s leaves 0.9 s, less than the function has."""
+    answer_of(settings, QUESTION)
+    event = url_event("/chat", {"context": "Write a very long story.", "max_tokens": 1000})
+    event["requestContext"].update(domainName="api.example.com", timeEpoch=int((time.time() - 28.6) * 1000))
+    began = time.monotonic()
+    answer = json.loads(LambdaHandler(App(settings))(event, Context())["body"])
+    assert time.monotonic() - began < 1.4
+    assert answer["finish_reason"] == "deadline"
+
+
+def test_a_ping_answers_what_it_loaded(settings: Settings) -> None:
+    answer = LambdaHandler(App(settings))({"source": "aws.events"}, Context())
+    assert answer["warm"] is True
+    assert model_loader.state()["state"] == "ready"
+
+
+def test_a_ping_has_no_reader_so_its_failure_is_an_error() -> None:
+    with pytest.raises(ModelUnavailable, match="/nowhere"):
+        LambdaHandler(App(Settings.from_env({"MODEL": "/nowhere/model.gguf"})))({"warmer": True}, Context())
+
+
+def test_nothing_is_loaded_outside_of_lambda(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_LAMBDA_RUNTIME_API", raising=False)
+    lambda_handler(App(settings._replace(preload=True)))
+    assert model_loader.state() == {"state": "cold"}
+
+
+def test_on_demand_nothing_is_loaded_unless_asked(settings: Settings) -> None:
+    lambda_init.initialize(settings, "on-demand")
+    assert model_loader.state() == {"state": "cold"}
+
+
+def test_on_demand_nothing_is_fetched_in_init(settings: Settings) -> None:
+    remote = settings._replace(preload=True, model="https://192.0.2.1/model.gguf", local_model_path="/nowhere/a.gguf")
+    lambda_init.initialize(remote, "on-demand")
+    assert model_loader.state() == {"state": "cold"}
+
+
+def test_an_init_that_takes_too_long_goes_on_in_the_first_invocation(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As if the seconds of INIT were used up: it ends at once, and the load that it began is the one that counts."""
+    monkeypatch.setattr(lambda_init, "ON_DEMAND_SECONDS", 0.0)
+    lambda_init.initialize(settings._replace(preload=True), "on-demand")
+    assert "INIT ends without the model" in caplog.text
+    begun = model_loader._load
+    assert begun is not None
+    assert answer_of(settings, QUESTION)[0] == 200
+    assert model_loader._load is begun
+
+
+def test_a_restored_copy_has_random_numbers_of_its_own() -> None:
+    state = random.getstate()
+    lambda_init.after_restore()
+    assert random.getstate() != state
+
+
+def test_answers_of_restored_copies_differ(settings: Settings) -> None:
+    """Two copies go on from the same memory; here it is one, put back to where it was."""
+    body = {"context": "Write any word.", "max_tokens": 24}
+    state = random.getstate()
+    contents = set()
+    for _ in range(4):
+        random.setstate(state)
+        contents.add(answer_of(settings, body)[1]["content"])
+    assert len(contents) > 1
+
+
+class Parts:
+    """A streamed body that has to be closed, as the engine's turn is given back then."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self._left = [b"second", b"first"]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if not self._left:
+            raise StopIteration
+        return self._left.pop()
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class Streams(App):
+    parts: Parts
+
+    def respond(self, request: Request) -> Response:
+        self.parts = Parts()
+        return Response(200, [], self.parts)
+
+
+def test_a_streamed_body_is_closed_however_it_ends() -> None:
+    app = Streams(Settings.from_env({"LAMBDA_STREAM": "1"}))
+    handler = LambdaHandler(app)
+    assert handler(url_event("/"), Context())["body"] == "firstsecond"
+    assert app.parts.is_closed
+    pieces = handler.stream(url_event("/"), Context())
+    assert pieces is not None
+    assert next(pieces).endswith(bytes(8) + b"first")
+    assert not app.parts.is_closed
+    pieces.close()
+    assert app.parts.is_closed

@@ -98,13 +98,6 @@ class Guide(Sampler):
             self.ended_by = "length"
         return tokens
 
-    def write(self, text: bytes) -> None:
-        """Take a text as if the model had written it."""
-        state = self._state.walk(text)
-        if state is None:
-            raise ValueError(f"{text!r} is not legal here")
-        self._state = state
-
     def closing(self) -> tuple[bytes, int]:
         """The text that makes the answer a whole document, and the number of its tokens.
 

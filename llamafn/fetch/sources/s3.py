@@ -124,9 +124,15 @@ def _find_credentials(settings: Settings, *, region_too: bool) -> tuple[Credenti
             settings.aws_access_key_id, settings.aws_secret_access_key, settings.aws_session_token
         )
         return credentials, None
-    import botocore.exceptions
-    import botocore.session
-
+    try:
+        import botocore.exceptions
+        import botocore.session
+    except ModuleNotFoundError as error:
+        raise FetchRefused(
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set, and botocore, which finds credentials elsewhere, "
+            "is not installed.",
+            hint="Set them, or S3_ANONYMOUS=1 for a public bucket, or deploy what ./build package --with-boto3 makes.",
+        ) from error
     try:
         session = botocore.session.get_session()
         found = session.get_credentials()
