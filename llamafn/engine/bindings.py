@@ -19,6 +19,8 @@ import types
 import typing
 from typing import Any
 
+from llamafn import heap
+
 
 def _import_llama_cpp() -> Any:
     """`llama_cpp.llama_cpp`, without the package's `__init__` where that works."""
@@ -193,19 +195,9 @@ def _cpu_backend() -> Any:
     return None
 
 
-def _bound_arenas() -> None:
-    """Let glibc keep two heaps for all threads, instead of eight for each CPU: a server has dozens of threads.
-
-    Each heap holds on to the most that its threads ever used at once. 10,000 requests from six clients left 107 MB so,
-    18 % more than 500 did; with two heaps it is 79 MB, and grows no more. musl has no such call, and no such heaps.
-    """
-    with contextlib.suppress(AttributeError):
-        _libc.mallopt(-8, 2)  # M_ARENA_MAX, of malloc.h
-
-
 def _start() -> None:
     silence_log()
-    _bound_arenas()
+    heap.share()
     if _native("ggml-cpu") is None:
         # A portable engine: one CPU backend per CPU family lies beside the libraries; the best is loaded now.
         ggml = _native("ggml")
