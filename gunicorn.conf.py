@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import model_loader
+from llamafn import heap
 from llamafn.errors import HTTPError, SettingsError
 from llamafn.settings import Settings
 from llamafn.timeline import COLD_START
@@ -53,6 +54,7 @@ def when_ready(server: Any) -> None:
 
 
 def post_fork(server: Any, worker: Any) -> None:
+    heap.share()
     if worker.age > 1:
         COLD_START.restart()  # a later worker does not start with the process
 
