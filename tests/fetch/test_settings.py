@@ -15,13 +15,13 @@ def test_secrets_do_not_show_themselves() -> None:
 
     assert "hidden" not in repr(settings)
     assert settings.hf_token == "hidden"
-    assert SECRETS == ["HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"]
+    assert SECRETS == ["HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "API_KEYS"]
 
 
 @pytest.mark.parametrize("name", SECRETS)
 def test_a_secret_that_no_header_can_hold_is_not_printed(name: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        Settings.from_env({name: "hid\nden"})
+        Settings.from_env({name: "hid\x07den"})
 
     assert f"{name}=<secret>: expected" in caught.value.message
     assert "hid" not in caught.value.message
