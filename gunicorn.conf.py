@@ -4,10 +4,12 @@ One worker, so that the model is in memory once, and threads, so that /health an
 """
 
 import os
+import signal
 import sys
 from typing import Any
 
 import model_loader
+from llamafn import heap
 from llamafn.errors import HTTPError, SettingsError
 from llamafn.settings import Settings
 from llamafn.timeline import COLD_START
@@ -52,11 +54,15 @@ def when_ready(server: Any) -> None:
 
 
 def post_fork(server: Any, worker: Any) -> None:
+    heap.share()
     if worker.age > 1:
         COLD_START.restart()  # a later worker does not start with the process
 
 
 def post_worker_init(worker: Any) -> None:
     """In the worker, before its first request."""
+    # Ctrl-C reaches every process of the terminal, and the master tells the worker, too. gunicorn's handlers take a
+    # lock that they cannot take twice: the worker would hang until it is killed. The master's word is enough.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if _settings.preload:
         model_loader.start_loading(_settings)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from llamafn.engine.engine import Engine
     from llamafn.engine.model import Model
     from llamafn.fetch import ModelFile
+    from llamafn.fetch.bucket import Bucket
 
 log = logging.getLogger("llamafn")
 
@@ -200,7 +201,9 @@ def _engine_on(model: Model, settings: Settings) -> Engine:
             n_threads=settings.n_threads,
             parallel=settings.parallel,
             max_queue=settings.max_queue,
-            snapshots=SnapshotStore(model.paths, settings.n_ctx, directories, settings.parallel),
+            snapshots=SnapshotStore(
+                model.paths, settings.n_ctx, directories, settings.parallel, _snapshot_bucket(settings)
+            ),
         )
 
 
@@ -244,6 +247,14 @@ def _snapshot_directories(settings: Settings) -> list[str]:
     temporary = [] if _belongs_to_another_user(SNAPSHOT_DIRECTORY) else [SNAPSHOT_DIRECTORY]
     # A Python package's directory is not ours to write to.
     return [*temporary, beside] if settings.model.startswith("package://") else [beside, *temporary]
+
+
+def _snapshot_bucket(settings: Settings) -> Bucket | None:
+    if settings.snapshot_uri is None:
+        return None
+    from llamafn.fetch.bucket import Bucket
+
+    return Bucket(settings.snapshot_uri, settings)
 
 
 def _belongs_to_another_user(path: str) -> bool:

@@ -12,6 +12,7 @@ import time
 from llamafn.deadline import Deadline
 from llamafn.errors import DeadlinePassed, FetchFailed, LlamafnError
 from llamafn.fetch import ModelFile, open_model
+from llamafn.fetch.gguf import check_whole_gguf
 from llamafn.fetch.progress import Progress
 from llamafn.settings import Settings
 
@@ -38,6 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
         model = open_model(settings, Deadline.never())
         try:
             show_until_kept(model)
+            for path in model.paths:
+                check_whole_gguf(path)  # one that was here before may be cut
             said = f"{settings.local_model_path if model.paths[0].startswith('/proc/') else model.paths[0]}: "
             said += f"{model.progress()}" + (f", sha256 {model.digest}" if model.digest else "")
         finally:

@@ -10,6 +10,8 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from commands.terminal import CommandFailed, seconds, stopwatch
+from llamafn import fetch
+from llamafn.deadline import Deadline
 from llamafn.settings import Settings, shown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,6 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
     for name, default in defaults.items():
         environ[name] = environ.get(name) or default
     settings = Settings.from_env(environ)
+    if fetch.is_here(settings):
+        # What will not be better by itself is said before there is a server.
+        fetch.open_model(settings, Deadline.never()).close()
 
     listener = listen(settings.host, settings.port)
     address = listener.getsockname()

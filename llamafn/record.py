@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llamafn.engine.engine import Generation
+    from llamafn.engine.generation import Generation
     from llamafn.errors import HTTPError
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")

@@ -119,6 +119,13 @@ def model_uri(text: str) -> str:
     return text
 
 
+def s3_prefix(text: str) -> str:
+    bucket = text.removeprefix("s3://").partition("/")[0]
+    if not text.startswith("s3://") or not bucket:
+        raise ValueError
+    return text.rstrip("/")
+
+
 def digests(text: str) -> tuple[str, ...]:
     found = words(text.lower())
     if not all(len(digest) == 64 and set(digest) <= set("0123456789abcdef") for digest in found):
@@ -280,6 +287,16 @@ VARIABLES = (
         f"beside the model, or `{SNAPSHOT_DIRECTORY}`",
     ),
     Variable(
+        "SNAPSHOT_URI",
+        s3_prefix,
+        None,
+        "`s3://bucket/prefix`",
+        "Where instances share their prompt snapshots: a new one finds what another one read. The S3 settings above "
+        "hold for it too. Needs `s3:GetObject` and `s3:PutObject` on `prefix/*`, nothing else. Whoever can write there "
+        "can change the answers.",
+        "none: each instance keeps its own",
+    ),
+    Variable(
         "CHAT_SCHEMA",
         schema_or_file,
         None,
@@ -423,6 +440,7 @@ class Settings(NamedTuple):
     default_system: str | None
     chat_schema: dict[str, Any] | None
     snapshot_dir: str | None
+    snapshot_uri: str | None
     request_timeout_seconds: float
     deadline_margin_ms: int
     max_queue: int

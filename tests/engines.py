@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from llamafn.deadline import Deadline
-from llamafn.engine.engine import Engine, Generation
+from llamafn.engine.engine import Engine
+from llamafn.engine.generation import Generation
 from llamafn.engine.model import Model
 from llamafn.engine.sampling import Sampling
 from llamafn.engine.snapshot import SnapshotStore

@@ -12,6 +12,7 @@ import model_loader
 from llamafn.deadline import Deadline
 from llamafn.errors import DeadlinePassed, ModelUnavailable
 from llamafn.settings import Settings
+from tests.fetch.server import ScriptedServer
 
 pytestmark = pytest.mark.usefixtures("nothing_loaded")
 
@@ -70,3 +71,20 @@ def test_weights_that_were_mapped_before_a_fork_are_used(model_path: str) -> Non
 def test_a_package_that_is_not_there() -> None:
     with pytest.raises(ModelUnavailable, match="no_such_package"):
         model_loader.get_model(settings_for("package://no_such_package/model.gguf"), Deadline.after(60))
+
+
+def test_a_snapshot_goes_where_the_settings_say(model_path: str, tmp_path: Path) -> None:
+    with ScriptedServer() as server:
+        environ = {
+            "MODEL": model_path,
+            "N_CTX": "256",
+            "SNAPSHOT_DIR": str(tmp_path),
+            "SNAPSHOT_URI": "s3://shared/farm/",
+            "S3_ENDPOINT_URL": server.url,
+            "AWS_ACCESS_KEY_ID": "AKIATEST",
+            "AWS_SECRET_ACCESS_KEY": "hidden",
+        }
+        engine = model_loader.get_model(Settings.from_env(environ), Deadline.after(60))
+        engine.read("You know all about irrigation, soil, maize, beans and coffee. " * 10, Deadline.after(60))
+        (kept,) = tmp_path.glob("*.snapshot")
+        assert list(server.objects) == [f"/shared/farm/{kept.name}"]

@@ -89,3 +89,10 @@ def test_a_snapshot_of_memory_wants_the_model_in_memory() -> None:
     snap_start = {"AWS_LAMBDA_INITIALIZATION_TYPE": "snap-start"}
     assert Settings.from_env(snap_start).model_in_memory is True
     assert Settings.from_env({**snap_start, "MODEL_IN_MEMORY": "0"}).model_in_memory is False
+
+
+def test_the_prefix_that_snapshots_are_shared_under() -> None:
+    assert Settings.from_env({"SNAPSHOT_URI": "s3://bucket/a/b/"}).snapshot_uri == "s3://bucket/a/b"
+    for wrong in ("s3://", "s3:///a", "https://bucket/a", "bucket/a"):
+        with pytest.raises(SettingsError, match="expected s3://bucket/prefix"):
+            Settings.from_env({"SNAPSHOT_URI": wrong})

@@ -15,7 +15,8 @@ from llamafn.web import PING, Request, Response, event_stream, json_response
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from llamafn.engine.constraint.schema import Constraint
-    from llamafn.engine.engine import Engine, Generation
+    from llamafn.engine.engine import Engine
+    from llamafn.engine.generation import Generation
     from llamafn.engine.sampling import Sampling
 
 # How often a stream shows that it is alive while the model is fetched and loaded.

@@ -19,6 +19,8 @@ import types
 import typing
 from typing import Any
 
+from llamafn import heap
+
 
 def _import_llama_cpp() -> Any:
     """`llama_cpp.llama_cpp`, without the package's `__init__` where that works."""
@@ -195,6 +197,7 @@ def _cpu_backend() -> Any:
 
 def _start() -> None:
     silence_log()
+    heap.share()
     if _native("ggml-cpu") is None:
         # A portable engine: one CPU backend per CPU family lies beside the libraries; the best is loaded now.
         ggml = _native("ggml")

@@ -143,6 +143,8 @@ class Decoder:
                     return None
                 if turn.began_at is None:
                     self._wait_in_queue(turn, left)
+                elif turn.awaits_snapshot:
+                    self._fetch_snapshot(turn)
                 elif self._leading or self._ending:
                     self._changed.wait(_timeout(left))
                 else:
@@ -160,8 +162,10 @@ class Decoder:
             turn.close()
             self._begin_next()
             self._changed.notify_all()
-        if state is not None and self._snapshots:
-            self._snapshots.save(turn.prompt.prefix, state)
+        if self._snapshots is not None:
+            if state is not None:
+                self._snapshots.save(turn.prompt.prefix, state)
+            self._snapshots.share(turn.prompt.prefix, turn.deadline)
 
     def _free_sequence(self, turn: Turn) -> bytearray | None:
         """Let others have the turn's sequence; returns its state if that is to be saved."""
@@ -201,9 +205,23 @@ class Decoder:
             sequence = max(self._free, key=lambda free: (free.reusable(turn.prompt), -free.used_at))
             self._free.remove(sequence)
             turn.sequence = sequence
+            if self._snapshots is not None and sequence.reusable(turn.prompt) < turn.prompt.boundary:
+                turn.awaits_snapshot = self._snapshots.may_be_remote(turn.prompt.prefix)
             turn.began_at = time.monotonic()
             self._running.append(turn)
             self._changed.notify_all()  # the watch must know of its deadline
+
+    def _fetch_snapshot(self, turn: Turn) -> None:
+        """Ask for it with the lock released: other answers go on."""
+        assert self._snapshots is not None
+        began = time.monotonic()
+        self._changed.release()
+        try:
+            self._snapshots.fetch(turn.prompt.prefix, turn.deadline)
+        finally:
+            self._changed.acquire()
+            turn.awaits_snapshot = False
+            COLD_START.record("snapshot fetch", began, time.monotonic())
 
     def _recall(self, turn: Turn) -> None:
         """Keep what the sequence knows of the prompt, or load the snapshot that knows more."""
@@ -261,7 +279,7 @@ class Decoder:
         self._leading = True
         try:
             for turn in self._running:
-                if turn.cached_tokens is None:
+                if turn.cached_tokens is None and not turn.awaits_snapshot:
                     with _error_of(turn):
                         self._recall(turn)
             chunks = self._next_batch()

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llamafn.deadline import Deadline
 from llamafn.engine.decoder import Decoder
-from llamafn.engine.logprobs import TokenScore
+from llamafn.engine.generation import Generation
 from llamafn.engine.model import Model
 from llamafn.engine.sampling import Sampling
 from llamafn.engine.snapshot import SnapshotStore
 from llamafn.engine.template import ChatTemplate
-from llamafn.engine.text import TextStream
-from llamafn.engine.turn import Prompt, Turn
+from llamafn.engine.turn import Prompt
 from llamafn.errors import BadRequest, PromptTooLong
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from llamafn.engine.constraint.schema import Constraint
 
-# How long an answer may keep silent before it gives an empty piece.
-HEARTBEAT_SECONDS = 5.0
 # Stands for the user's words when the template is asked what comes before them.
 _USER_MARK = "\u27e6user\u27e7"
 
@@ -199,146 +194,3 @@ class Engine:
         while tokens[:boundary] != known[1][:boundary]:
             boundary -= 1
         return boundary
-
-
-class Generation:
-    """An answer under way: iterate for its text, a piece at a time; the rest is known once that is over.
-
-    An empty piece says that nothing has come for HEARTBEAT_SECONDS: a stream can show that it is alive.
-    The first piece enters the queue, unless `start` did. Close it, or use it in a `with`, so that the turn is given
-    back.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        decoder: Decoder,
-        prompt: Prompt,
-        sampling: Sampling,
-        max_tokens: int,
-        stop: Sequence[str],
-        deadline: Deadline,
-        is_gone: Callable[[], bool] | None,
-        top_logprobs: int | None,
-        constraint: Constraint | None,
-    ) -> None:
-        self.finish_reason: str | None = None  # "stop", "length", "deadline" or "cancelled"
-        self.prompt_tokens = len(prompt.tokens)
-        self.cached_tokens = 0  # of the prompt's, that were known and not read again
-        self.completion_tokens = 0
-        self.forced_tokens = 0  # of those, that a schema left no choice about
-        # On the monotonic clock, in seconds; None for what was not reached.
-        self.asked_at = time.monotonic()
-        self.began_at: float | None = None  # its turn had come
-        self.first_token_at: float | None = None
-        self.ended_at: float | None = None
-        self.scores: list[TokenScore] = []  # of the text so far, where they were asked for; take what was used
-        self._model = model
-        self._decoder = decoder
-        self._enter = partial(decoder.enter, prompt, sampling, max_tokens, deadline, is_gone, top_logprobs, constraint)
-        self._turn: Turn | None = None
-        self._pieces = self._run(TextStream(stop))
-
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-    def __enter__(self) -> Generation:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def start(self) -> None:
-        """Enter the queue. Never waits.
-
-        Raises:
-            QueueFull: too many wait already.
-        """
-        self._turn = self._enter()
-
-    def close(self) -> None:
-        """End the answer where it is."""
-        self._pieces.close()
-        self._end()
-
-    def _end(self) -> None:
-        turn, self._turn = self._turn, None
-        if turn is not None:
-            self.began_at = turn.began_at
-            self.cached_tokens = turn.cached_tokens or 0
-            self._decoder.end(turn)
-
-    def _run(self, text: TextStream) -> Generator[str, None, None]:
-        if self._turn is None:
-            self.start()
-        turn = self._turn
-        assert turn is not None
-        scores = _ScoresOfText(self.scores, self._model)
-        try:
-            while True:
-                token = self._decoder.next_token(turn, HEARTBEAT_SECONDS)
-                if token is None:
-                    if turn.ended_by is not None:
-                        break
-                    yield ""
-                    continue
-                if self.first_token_at is None:
-                    self.first_token_at, self.began_at = time.monotonic(), turn.began_at
-                self.completion_tokens += 1
-                piece = text.push(self._model.piece(token))
-                if turn.scores:
-                    scores.push(turn.scores.popleft(), piece)
-                if piece:
-                    yield piece
-                if text.stopped:
-                    break
-            self.finish_reason = "stop" if text.stopped else turn.ended_by
-            closing = self._closing(turn)
-            rest = text.close(closing) if closing else text.finish()
-            if not text.stopped:
-                scores.finish()
-            if rest:
-                yield rest
-        finally:
-            self.ended_at = time.monotonic()
-            self._end()
-
-    def _closing(self, turn: Turn) -> bytes:
-        """What makes an answer under a schema a whole document that ran out of tokens or time."""
-        if turn.guide is None:
-            return b""
-        self.forced_tokens = turn.guide.forced_tokens
-        if turn.ended_by not in ("length", "deadline"):
-            return b""
-        closing, tokens = turn.guide.closing()
-        self.completion_tokens += tokens
-        self.forced_tokens += tokens
-        return closing
-
-
-class _ScoresOfText:
-    """Gives a token's score out once its text is: text may be held back, and a stop string's is dropped."""
-
-    __slots__ = ("_given", "_held", "_model", "_out", "_text_bytes")
-
-    def __init__(self, out: list[TokenScore], model: Model) -> None:
-        self._out = out
-        self._model = model
-        self._held: list[TokenScore] = []
-        self._given = 0  # bytes of the tokens that were given out
-        self._text_bytes = 0  # of the text that was
-
-    def push(self, score: TokenScore, text: str) -> None:
-        self._held.append(score)
-        self._text_bytes += len(text.encode())
-        while self._held and self._given < self._text_bytes:
-            self._give()
-
-    def finish(self) -> None:
-        while self._held:
-            self._give()
-
-    def _give(self) -> None:
-        score = self._held.pop(0)
-        self._given += len(self._model.piece(score.token))
-        self._out.append(score)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from llamafn.engine.bindings import llama
 from llamafn.engine.context import Context
+from llamafn.engine.model import Model
 
 
 class TokenScore(NamedTuple):
@@ -60,3 +61,31 @@ class Scorer:
             llama.llama_sampler_free(self._dist)
             llama.llama_sampler_free(self._top_k)
             self._dist = None
+
+
+class ScoresOfText:
+    """Gives a token's score out once its text is: text may be held back, and a stop string's is dropped."""
+
+    __slots__ = ("_given", "_held", "_model", "_out", "_text_bytes")
+
+    def __init__(self, out: list[TokenScore], model: Model) -> None:
+        self._out = out
+        self._model = model
+        self._held: list[TokenScore] = []
+        self._given = 0  # bytes of the tokens that were given out
+        self._text_bytes = 0  # of the text that was
+
+    def push(self, score: TokenScore, text: str) -> None:
+        self._held.append(score)
+        self._text_bytes += len(text.encode())
+        while self._held and self._given < self._text_bytes:
+            self._give()
+
+    def finish(self) -> None:
+        while self._held:
+            self._give()
+
+    def _give(self) -> None:
+        score = self._held.pop(0)
+        self._given += len(self._model.piece(score.token))
+        self._out.append(score)

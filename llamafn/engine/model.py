@@ -31,7 +31,7 @@ class Model:
         self._handle = _load(paths)
         if not self._handle:
             raise ModelUnavailable(
-                f"llama.cpp cannot load {paths[0]!r}: {_reason(paths)}",
+                f"llama.cpp cannot load {paths[0]!r}: {_reason(paths)}.",
                 hint="Is the file a whole GGUF of a kind that this llama.cpp knows? Fetch it again, or check MODEL.",
             )
         self._vocab = llama.llama_model_get_vocab(self._handle)

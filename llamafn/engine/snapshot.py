@@ -15,12 +15,14 @@ import logging
 import mmap
 import os
 import struct
+import threading
 import time
 import zlib
 from array import array
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+from llamafn.deadline import Deadline
 from llamafn.engine.bindings import release
 from llamafn.engine.context import BATCH_TOKENS
 
@@ -32,6 +34,14 @@ MAX_SNAPSHOTS = 16
 MAX_BYTES = 128 << 20
 SUFFIX = ".snapshot"
 UNFINISHED = ".unfinished-snapshot"
+
+# A shorter prefix is read sooner than another machine is asked.
+SHORTEST_SHARED_PREFIX = 128
+# How long a request may wait for a remote store, and the time below which it is not asked at all.
+REMOTE_SECONDS = 5.0
+LEAST_REMOTE_SECONDS = 0.5
+# Prefixes to remember: callers whose every system prompt is new must not fill the memory.
+_MAX_REMEMBERED = 1024
 
 _HEADER = struct.Struct("<8s32sIQ")  # magic, key, CRC-32 of the state, its length in bytes
 _MAGIC = b"llamafn1"
@@ -79,6 +89,16 @@ class Snapshot:
         self._mapped.close()
 
 
+class RemoteStore(Protocol):
+    """Where instances share their snapshots. Neither method raises: it logs why there is nothing to be had."""
+
+    def get(self, name: str, *, most_bytes: int, seconds: float) -> bytearray | None:
+        """The object of that name as it is, not checked; None if it is not had in so many seconds."""
+
+    def put(self, name: str, data: bytes, *, seconds: float) -> None:
+        """Store an object whole, or not at all."""
+
+
 class _Kept(NamedTuple):
     path: str
     bytes: int
@@ -89,15 +109,25 @@ class SnapshotStore:
     """Snapshots of one model under one set of context parameters, in directories.
 
     All `directories` are looked through; the first that can be written to is kept within bounds, the least recently
-    used out first.
+    used out first. A `remote` store brings there what other instances have read, and gets what this one reads.
     """
 
-    def __init__(self, model_paths: Sequence[str], n_ctx: int, directories: Sequence[str], parallel: int = 1) -> None:
+    def __init__(
+        self,
+        model_paths: Sequence[str],
+        n_ctx: int,
+        directories: Sequence[str],
+        parallel: int = 1,
+        remote: RemoteStore | None = None,
+    ) -> None:
         self._model_paths = model_paths
         self._n_ctx = n_ctx
         self._parallel = parallel
         self._directories = directories
+        self._remote = remote
         self._seen: set[bytes] = set()
+        self._asked: dict[bytes, threading.Event] = {}  # prefixes that the remote store was asked for; set once it was
+        self._unshared: set[bytes] = set()  # saved here, and not yet sent there
         self._writable = True
 
     def find(self, prefix: Sequence[int]) -> Snapshot | None:
@@ -132,7 +162,7 @@ class SnapshotStore:
         key = self._key(prefix)
         if keep or key in self._seen:
             return self.path_of(prefix) is None
-        if len(self._seen) >= 1024:  # callers whose every system prompt is new
+        if len(self._seen) >= _MAX_REMEMBERED:
             self._seen.clear()
         self._seen.add(key)
         return False
@@ -155,20 +185,85 @@ class SnapshotStore:
         if not 0 < len(state) <= MAX_BYTES:
             return None
         key = self._key(prefix)
-        header = _HEADER.pack(_MAGIC, key, zlib.crc32(state), len(state))
+        path = self._write(key, _HEADER.pack(_MAGIC, key, zlib.crc32(state), len(state)), state)
+        if path is not None:
+            self._seen.discard(key)
+            if self._remote is not None and len(prefix) >= SHORTEST_SHARED_PREFIX:
+                self._unshared.add(key)
+            log.info("Kept a snapshot of %d tokens, %.1f MB: %s", len(prefix), len(state) / 1e6, path)
+        return path
+
+    def may_be_remote(self, prefix: Sequence[int]) -> bool:
+        """Whether `fetch` could bring what is not here. It asks once for each prefix."""
+        if self._remote is None or len(prefix) < SHORTEST_SHARED_PREFIX or not self._writable:
+            return False
+        asked = self._asked.get(self._key(prefix))
+        return (asked is None or not asked.is_set()) and self.path_of(prefix) is None
+
+    def fetch(self, prefix: Sequence[int], deadline: Deadline) -> None:
+        """Bring the snapshot of these tokens from the remote store, if that has it, to where `find` looks.
+
+        Takes a few seconds at most, and never more than half of the time left: the prompt may have to be read after
+        all. Who comes while another thread fetches the same waits for that.
+        """
+        seconds = min(REMOTE_SECONDS, deadline.remaining() / 2)
+        if self._remote is None or seconds < LEAST_REMOTE_SECONDS:
+            return
+        key = self._key(prefix)
+        if len(self._asked) >= _MAX_REMEMBERED:
+            self._asked.clear()
+        mine = threading.Event()
+        asked = self._asked.setdefault(key, mine)
+        if asked is not mine:
+            asked.wait(seconds)
+            return
+        try:
+            name = key.hex() + SUFFIX
+            data = self._remote.get(name, most_bytes=MAX_BYTES, seconds=seconds)
+            problem = None if data is None else _problem(data, key)
+            if problem is not None:
+                log.warning("The snapshot %s that was fetched is not trusted: %s.", name, problem)
+            elif data is not None:
+                path = self._write(key, data)
+                log.info("Fetched a snapshot of %d tokens, %.1f MB: %s", len(prefix), len(data) / 1e6, path)
+        finally:
+            asked.set()
+
+    def share(self, prefix: Sequence[int], deadline: Deadline) -> None:
+        """Send the snapshot of these tokens to the remote store, if it was saved here: once, when there is time."""
+        seconds = min(REMOTE_SECONDS, deadline.remaining())
+        if self._remote is None or not self._unshared or seconds < LEAST_REMOTE_SECONDS:
+            return
+        key = self._key(prefix)
+        try:
+            self._unshared.remove(key)
+        except KeyError:
+            return
+        path = self.path_of(prefix)
+        if path is None:  # others were used more recently
+            return
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+        except OSError as error:
+            log.warning("The snapshot %s cannot be read: %s.", path, error.strerror)
+            return
+        self._remote.put(os.path.basename(path), data, seconds=seconds)
+
+    def _write(self, key: bytes, *parts: bytes | bytearray) -> str | None:
+        """Write a snapshot's file where there is a place for it; its path."""
         for directory in self._directories:
             path = self._path(directory, key)
             try:
                 os.makedirs(directory, exist_ok=True)
-                _make_room(directory, len(state))
-                _write(path, header, state)
+                _make_room(directory, sum(map(len, parts)))
+                _write(path, *parts)
             except OSError as error:
                 log.info("No snapshot can be kept in %s: %s.", directory, error.strerror)
                 continue
-            self._seen.discard(key)
-            log.info("Kept a snapshot of %d tokens, %.1f MB: %s", len(prefix), len(state) / 1e6, path)
             return path
         self._writable = False
+        log.warning("No prompt snapshots are kept: none of %s can be written to.", ", ".join(self._directories))
         return None
 
     @staticmethod
@@ -200,17 +295,17 @@ def _write(path: str, *parts: bytes | bytearray) -> None:
         raise
 
 
-def _problem(mapped: mmap.mmap, key: bytes) -> str | None:
-    if len(mapped) < _HEADER.size:
+def _problem(found: mmap.mmap | bytearray, key: bytes) -> str | None:
+    if len(found) < _HEADER.size:
         return "it is cut"
-    magic, its_key, checksum, length = _HEADER.unpack_from(mapped)
+    magic, its_key, checksum, length = _HEADER.unpack_from(found)
     if magic != _MAGIC:
         return "it is no snapshot"
     if its_key != key:
         return "it is of another prompt or model"
-    if len(mapped) != _HEADER.size + length:
+    if len(found) != _HEADER.size + length:
         return "it is cut"
-    with memoryview(mapped) as whole, whole[_HEADER.size :] as state:
+    with memoryview(found) as whole, whole[_HEADER.size :] as state:
         return None if zlib.crc32(state) == checksum else "its checksum is wrong"
 
 

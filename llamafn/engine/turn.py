@@ -74,6 +74,7 @@ class Turn:
 
     __slots__ = (
         "_sequence",
+        "awaits_snapshot",
         "began_at",
         "cached_tokens",
         "deadline",
@@ -111,6 +112,7 @@ class Turn:
         self.pending: list[int] = []  # to be read: the rest of the prompt, or the last token
         self.ready: deque[int] = deque()  # chosen, and not taken yet
         self.scores: deque[TokenScore] = deque()  # of the tokens in `ready`, where there is a scorer
+        self.awaits_snapshot = False  # it is to be fetched first, by the thread that wants the answer
         self.began_at: float | None = None  # on the monotonic clock; None while it waits in the queue
         self.ended_by: str | None = None  # "stop", "length", "deadline" or "cancelled"
         self.error: HTTPError | None = None
@@ -141,7 +143,8 @@ class Turn:
             self.scorer.close()
 
     def wants_step(self) -> bool:
-        return self.ended_by is None and self.error is None and len(self.ready) < READ_AHEAD_TOKENS
+        waits = self.awaits_snapshot or len(self.ready) >= READ_AHEAD_TOKENS
+        return not waits and self.ended_by is None and self.error is None
 
 
 def _common_prefix(one: Tokens[int], other: Tokens[int]) -> int:

@@ -10,7 +10,7 @@ import functools
 import http.client
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from email.message import Message
 from types import TracebackType
 from urllib.parse import quote, urljoin, urlsplit
@@ -75,12 +75,22 @@ class Connection:
         self._socket: socket.socket | None = None
         self._aborted = False
 
-    def send(self, method: str, url: str, headers: Mapping[str, str], timeout: float) -> Reply:
-        """`timeout` in seconds holds for the connect and then for every read."""
+    def send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        timeout: float,
+        body: Iterable[memoryview] | None = None,
+    ) -> Reply:
+        """`timeout` in seconds holds for the connect, for every read and for every piece of the body.
+
+        A body is iterated over once for each address that it is sent to; `headers` must tell its Content-Length.
+        """
         sent = {"User-Agent": f"llamafn/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity", **headers}
         redirects: list[Message] = []
         while True:
-            response = self._exchange(method, url, sent, timeout)
+            response = self._exchange(method, url, sent, timeout, body)
             location = response.headers.get("Location")
             if response.status not in (301, 302, 303, 307, 308) or location is None:
                 return Reply(self, response, url, redirects)
@@ -116,25 +126,29 @@ class Connection:
                 # Not SSLSocket's own: it takes the TLS layer away under the reading thread.
                 socket.socket.shutdown(connected, socket.SHUT_RDWR)
 
-    def _exchange(self, method: str, url: str, headers: Mapping[str, str], timeout: float) -> http.client.HTTPResponse:
+    def _exchange(
+        self, method: str, url: str, headers: Mapping[str, str], timeout: float, body: Iterable[memoryview] | None
+    ) -> http.client.HTTPResponse:
         origin = origin_of(url)
         self._check_scheme(origin)
         if origin != self._origin:
             self.close()
         reused = self._client is not None
         try:
-            return self._request(method, url, headers, timeout)
+            return self._request(method, url, headers, timeout, body)
         except (http.client.RemoteDisconnected, ConnectionError):
             self.close()
             # A server may close an idle connection at any moment; that is no failure of the source.
             if not reused or self._aborted:
                 raise
-            return self._request(method, url, headers, timeout)
+            return self._request(method, url, headers, timeout, body)
         except BaseException:
             self.close()
             raise
 
-    def _request(self, method: str, url: str, headers: Mapping[str, str], timeout: float) -> http.client.HTTPResponse:
+    def _request(
+        self, method: str, url: str, headers: Mapping[str, str], timeout: float, body: Iterable[memoryview] | None
+    ) -> http.client.HTTPResponse:
         client = self._client or self._connect(origin_of(url), timeout)
         if self._aborted:
             raise ConnectionAbortedError("the fetch was stopped")
@@ -143,7 +157,12 @@ class Connection:
         parts = urlsplit(url)
         # http.client refuses a space or an accent, with the whole address in its message.
         target = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=URL_CHARACTERS)
-        client.request(method, target, headers=dict(headers))
+        try:
+            client.request(method, target, body=body, headers=dict(headers))
+        except ConnectionError:
+            if body is None:
+                raise
+            # A server that refuses a body may say why, and close, before it has read it all.
         return client.getresponse()
 
     def _connect(self, origin: tuple[str, str, int], timeout: float) -> http.client.HTTPConnection:

@@ -1,4 +1,4 @@
-"""AWS Signature Version 4 of a request without a body and without a query.
+"""AWS Signature Version 4 of a request without a query.
 
 botocore's signer would do, but its import takes longer than everything else between a cold start and the first byte
 asked for (figures: docs/decisions.md). The tests compare every signature with botocore's.
@@ -27,17 +27,24 @@ class Credentials(NamedTuple):
 
 
 def sign(
-    method: str, url: str, headers: Mapping[str, str], credentials: Credentials, region: str, now: float | None = None
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    credentials: Credentials,
+    region: str,
+    body_digest: str = EMPTY_BODY,
+    now: float | None = None,
 ) -> dict[str, str]:
     """`headers` with those that S3 wants to see. All of them are signed; others may be sent beside them unsigned.
 
-    `url` must be encoded already, every byte but letters, digits, `-._~/`; `now` is in seconds since 1970.
+    `url` must be encoded already, every byte but letters, digits, `-._~/`; `body_digest` is the body's SHA-256 in
+    hexadecimal; `now` is in seconds since 1970.
     """
     parts = urlsplit(url)
     moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
     signed = {
         **headers,
-        "x-amz-content-sha256": EMPTY_BODY,
+        "x-amz-content-sha256": body_digest,
         "x-amz-date": moment,
     }
     if credentials.session_token:
@@ -53,7 +60,7 @@ def sign(
             *(f"{name}:{canonical[name]}" for name in sorted(canonical)),
             "",
             names,
-            EMPTY_BODY,
+            body_digest,
         ]
     )
     scope = f"{moment[:8]}/{region}/s3/aws4_request"

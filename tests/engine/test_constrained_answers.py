@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from llamafn.deadline import Deadline
 from llamafn.engine.constraint.guide import least_tokens
 from llamafn.engine.constraint.schema import compile_schema
-from llamafn.engine.engine import Engine, Generation
+from llamafn.engine.engine import Engine
+from llamafn.engine.generation import Generation
 from llamafn.engine.sampling import Sampling
 from llamafn.errors import BadRequest
 from tests.engine.schemas import FARM, TREE, check, schemas

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,9 +16,14 @@ from llamafn.deadline import Deadline
 from llamafn.engine import snapshot as module
 from llamafn.engine.engine import Engine
 from llamafn.engine.snapshot import SnapshotStore, fingerprint
+from llamafn.fetch import bucket as bucket_module
+from llamafn.fetch.bucket import Bucket
+from llamafn.settings import Settings
 from tests.engines import ask, make_engine
+from tests.fetch.server import Answer, Asked, ScriptedServer
 
 SYSTEM = "You are an agronomist. You know all about irrigation, soil, weather, maize, beans and coffee. " * 4
+LONG = SYSTEM * 2  # long enough to be shared between machines
 COUNT = "Count from 1 to 10, separated by commas."
 
 MakeEngine = Callable[..., Engine]
@@ -182,3 +190,190 @@ def test_the_first_directory_that_can_be_written_to_is_used(tmp_path: Path, mode
     assert path
     assert Path(path).parent == tmp_path / "here"
     assert SnapshotStore([model_path], 512, [str(blocked)]).save(list(range(40)), bytearray(100)) is None
+
+
+# Shared between instances.
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedServer]:
+    """The bucket. A busy machine may take its time to answer."""
+    monkeypatch.setattr(bucket_module, "STALL_SECONDS", 60.0)
+    monkeypatch.setattr(module, "REMOTE_SECONDS", 60.0)
+    with ScriptedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def instance(model_path: str, tmp_path: Path, server: ScriptedServer) -> Iterator[MakeEngine]:
+    """An engine with a directory of its own, and a bucket that all share."""
+    engines = []
+
+    def make(name: str, parallel: int = 1) -> Engine:
+        store = shared_store(model_path, tmp_path / name, server.url, parallel)
+        engines.append(make_engine(model_path, parallel=parallel, snapshots=store))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+def shared_store(model_path: str, directory: Path, endpoint: str, parallel: int = 1) -> SnapshotStore:
+    settings = Settings.from_env(
+        {"S3_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "AKIATEST", "AWS_SECRET_ACCESS_KEY": "hidden"}
+    )
+    return SnapshotStore([model_path], 512, [str(directory)], parallel, Bucket("s3://shared/farm", settings))
+
+
+def methods(server: ScriptedServer) -> list[str]:
+    return [asked.method for asked in server.asked]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_new_instance_finds_what_another_one_read(
+    instance: MakeEngine, tmp_path: Path, server: ScriptedServer
+) -> None:
+    first = instance("first")
+    read = len(first.read(LONG, Deadline.after(60)))
+    text, _ = ask(first, COUNT, system=LONG, max_tokens=12)
+    assert methods(server) == ["GET", "PUT"]
+
+    again, generation = ask(instance("second"), COUNT, system=LONG, max_tokens=12)
+
+    assert generation.cached_tokens == read >= module.SHORTEST_SHARED_PREFIX
+    assert again == text
+    assert methods(server) == ["GET", "PUT", "GET"]
+    (ours,), (theirs,) = snapshots(tmp_path / "first"), snapshots(tmp_path / "second")
+    assert server.objects == {f"/shared/farm/{ours.name}": ours.read_bytes()}
+    assert theirs.read_bytes() == ours.read_bytes()
+
+
+def test_the_bucket_is_asked_once_for_each_prefix(instance: MakeEngine, server: ScriptedServer) -> None:
+    """Two callers push each other out of the only sequence."""
+    engine = instance("first")
+    for _ in range(2):
+        for system in (LONG, "Answer in Spanish. " + LONG):
+            ask(engine, COUNT, system=system, max_tokens=1)
+    assert methods(server) == ["GET", "GET", "PUT", "PUT"]
+
+
+def test_a_prefix_that_is_soon_read_is_not_asked_for(
+    instance: MakeEngine, tmp_path: Path, server: ScriptedServer
+) -> None:
+    instance("first").read(SYSTEM, Deadline.after(60))
+    assert len(snapshots(tmp_path / "first")) == 1
+    assert server.asked == []
+
+
+def test_a_damaged_one_in_the_bucket_is_ignored_and_replaced(
+    instance: MakeEngine,
+    tmp_path: Path,
+    server: ScriptedServer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    instance("first").read(LONG, Deadline.after(60))
+    ((path, good),) = server.objects.items()
+    server.objects[path] = good[:-9] + b"x" * 9
+    engine = instance("second")
+
+    text, generation = ask(engine, COUNT, system=LONG, max_tokens=8)
+
+    assert text.startswith("1")
+    assert generation.cached_tokens == 0
+    assert "that was fetched is not trusted: its checksum is wrong" in caplog.text
+    assert snapshots(tmp_path / "second") == []
+    engine.read(LONG, Deadline.after(60))
+    assert server.objects == {path: good}
+
+
+def test_a_bucket_that_is_not_there_fails_no_request(
+    model_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ScriptedServer() as gone:
+        endpoint = gone.url
+    engine = make_engine(model_path, snapshots=shared_store(model_path, tmp_path, endpoint))
+    with contextlib.closing(engine):
+        assert len(engine.read(LONG, Deadline.after(60))) > 128
+        text, generation = ask(engine, COUNT, system=LONG, max_tokens=8)
+    assert text.startswith("1")
+    assert generation.cached_tokens > 128
+    assert len(snapshots(tmp_path)) == 1
+    assert caplog.text.count("the GET failed") == 1
+    assert "the PUT failed" not in caplog.text
+    assert "hidden" not in caplog.text
+
+
+def test_other_answers_go_on_while_the_bucket_is_slow(instance: MakeEngine, server: ScriptedServer) -> None:
+    """And of two that want the same prefix, one asks."""
+    instance("first", parallel=3).read(LONG, Deadline.after(60))
+    answers = threading.Event()
+
+    def wait(asked: Asked) -> Answer | None:
+        answers.wait(60)
+        return None
+
+    server.faults.append(wait)
+    server.asked.clear()
+    engine = instance("second", parallel=3)
+    cached: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: cached.append(ask(engine, COUNT, system=LONG, max_tokens=1)[1].cached_tokens))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: engine.answering == 2 and methods(server) == ["GET"])
+
+    text, _ = ask(engine, COUNT, max_tokens=2)
+
+    assert text
+    assert engine.answering == 2
+    assert cached == []
+    answers.set()
+    for thread in threads:
+        thread.join()
+    assert min(cached) > 128
+    assert methods(server) == ["GET"]
+
+
+def test_without_a_directory_there_are_none(
+    model_path: str, tmp_path: Path, server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = shared_store(model_path, tmp_path, server.url)
+    assert other.save(list(range(200)), bytearray(100))
+    other.share(list(range(200)), Deadline.after(60))
+    blocked = tmp_path / "file"
+    blocked.write_text("not a directory")
+    store = shared_store(model_path, blocked, server.url)
+    for start in (0, 1):
+        prefix = list(range(start, start + 200))
+        if store.may_be_remote(prefix):
+            store.fetch(prefix, Deadline.after(60))
+        assert store.find(prefix) is None
+        assert not store.wants(prefix, keep=True)
+    assert methods(server) == ["PUT", "GET"]
+    assert caplog.text.count("No prompt snapshots are kept") == 1
+
+
+def test_a_request_without_time_leaves_the_bucket_to_the_next(
+    model_path: str, tmp_path: Path, server: ScriptedServer
+) -> None:
+    store = shared_store(model_path, tmp_path, server.url)
+    prefix = list(range(200))
+    store.fetch(prefix, Deadline.after(0.1))
+    assert server.asked == []
+    assert store.may_be_remote(prefix)
+    store.fetch(prefix, Deadline.after(60))
+    assert methods(server) == ["GET"]
+    assert not store.may_be_remote(prefix)
+    store.save(prefix, bytearray(100))
+    for seconds in (0.1, 60, 60):
+        store.share(prefix, Deadline.after(seconds))
+    assert methods(server) == ["GET", "PUT"]

@@ -12,7 +12,8 @@ import pytest
 
 from llamafn.deadline import Deadline
 from llamafn.engine.context import BATCH_TOKENS, Context
-from llamafn.engine.engine import Engine, Generation
+from llamafn.engine.engine import Engine
+from llamafn.engine.generation import Generation
 from llamafn.engine.sampling import Sampler
 from llamafn.engine.snapshot import SnapshotStore
 from llamafn.engine.turn import Prompt

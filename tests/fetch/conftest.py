@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from moto.server import ThreadedMotoServer
 
 import llamafn.fetch
 from llamafn.deadline import Deadline
@@ -29,6 +30,16 @@ def mirror() -> Iterator[ScriptedServer]:
     """A second host, so far as origins go."""
     with ScriptedServer() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    """The address of an S3 that takes any credentials."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
 
 
 @pytest.fixture

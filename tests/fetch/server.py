@@ -1,4 +1,4 @@
-"""A loopback web server that serves objects with ranges, and does wrong exactly what a test asks for."""
+"""A loopback web server that serves and takes objects, and does wrong exactly what a test asks for."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class ScriptedServer:
             def do_GET(self) -> None:
                 server._serve(self)
 
-            do_HEAD = do_GET  # noqa: N815
+            do_HEAD = do_PUT = do_GET  # noqa: N815
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002
                 pass
@@ -142,6 +142,12 @@ class ScriptedServer:
                 answer = fault(asked)
                 if answer is not None:
                     break
+        if asked.method == "PUT":
+            if answer is None:
+                self.objects[asked.path] = handler.rfile.read(int(asked.headers["content-length"]))
+                answer = Answer(200, {})
+            else:
+                handler.close_connection = True  # refused before its body was read
         answer = answer or self.right_answer(asked)
         headers = {"Content-Length": str(len(answer.body)), **answer.headers}
         handler.send_response(answer.status)

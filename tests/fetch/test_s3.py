@@ -8,7 +8,6 @@ from typing import Any
 import boto3
 import botocore.config
 import pytest
-from moto.server import ThreadedMotoServer
 
 from llamafn.errors import FetchRefused
 from llamafn.fetch.sources.s3 import S3Source
@@ -21,15 +20,6 @@ from tests.fetch.test_faults import fetch, refused
 MODEL = a_gguf(12_000_000)
 DIGEST = hashlib.sha256(MODEL).hexdigest()
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIATEST", "AWS_SECRET_ACCESS_KEY": "hidden"}
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import string
 import time
 from urllib.parse import quote
@@ -21,7 +22,7 @@ NAMES = st.text(string.ascii_letters + string.digits + "/+=", min_size=1, max_si
 
 @given(
     key=KEYS,
-    method=st.sampled_from(["GET", "HEAD"]),
+    method_and_body=st.sampled_from([("GET", b""), ("HEAD", b""), ("PUT", b""), ("PUT", b"a snapshot")]),
     access=NAMES,
     secret=NAMES,
     token=st.none() | NAMES,
@@ -29,18 +30,26 @@ NAMES = st.text(string.ascii_letters + string.digits + "/+=", min_size=1, max_si
     port=st.sampled_from(["", ":9000"]),
 )
 def test_it_is_botocores(
-    key: str, method: str, access: str, secret: str, token: str | None, checksum: bool, port: str
+    key: str,
+    method_and_body: tuple[str, bytes],
+    access: str,
+    secret: str,
+    token: str | None,
+    checksum: bool,
+    port: str,
 ) -> None:
     url = f"https://bucket.s3.eu-west-1.amazonaws.com{port}/{quote(key, safe='/-._~')}"
     headers = {"x-amz-checksum-mode": "ENABLED"} if checksum else {}
+    method, body = method_and_body
 
-    ours = sign(method, url, headers, Credentials(access, secret, token), "eu-west-1")
+    digest = hashlib.sha256(body).hexdigest()
+    ours = sign(method, url, headers, Credentials(access, secret, token), "eu-west-1", digest)
 
     with pytest.MonkeyPatch.context() as patch:
         # Their signer reads the clock; it gets our moment.
         moment = time.strptime(ours["x-amz-date"], "%Y%m%dT%H%M%SZ")
         patch.setattr("botocore.auth.get_current_datetime", lambda: _datetime(moment))
-        request = AWSRequest(method, url, headers=headers)
+        request = AWSRequest(method, url, headers=headers, data=body)
         S3SigV4Auth(TheirCredentials(access, secret, token), "s3", "eu-west-1").add_auth(request)
     assert ours["Authorization"] == request.headers["Authorization"]
 

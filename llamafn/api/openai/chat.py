@@ -16,7 +16,8 @@ from llamafn.web import PING, Request, Response
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from llamafn.engine.engine import Engine, Generation
+    from llamafn.engine.engine import Engine
+    from llamafn.engine.generation import Generation
 
 _JSON_SCHEMA = record(
     Field("name", TEXT, required=True),

@@ -16,7 +16,7 @@ from llamafn.web import Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from llamafn.engine.engine import Generation
+    from llamafn.engine.generation import Generation
 
 # llama.cpp's own, and llama-server's. Much is left to chance at OpenAI's 1.0, for a small model.
 TEMPERATURE = 0.8

@@ -13,7 +13,8 @@ from llamafn.web import PING, Request, Response
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from llamafn.engine.engine import Engine, Generation
+    from llamafn.engine.engine import Engine
+    from llamafn.engine.generation import Generation
 
 # OpenAI's own.
 DEFAULT_MAX_TOKENS = 16

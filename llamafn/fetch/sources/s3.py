@@ -9,26 +9,75 @@ from urllib.parse import quote, urlsplit
 
 from llamafn.errors import FetchRefused
 from llamafn.fetch.connection import Reply
-from llamafn.fetch.signature import Credentials, sign
+from llamafn.fetch.signature import EMPTY_BODY, Credentials, sign
 from llamafn.fetch.sources import Headers
 from llamafn.settings import Settings
 
 
-class S3Source:
-    def __init__(self, uri: str, settings: Settings) -> None:
-        self._bucket, _, self._key = uri.removeprefix("s3://").partition("/")
-        if not self._key:
-            raise FetchRefused(f"MODEL={uri!r} does not name an object: expected s3://bucket/key.")
-        self.shown = uri
+class S3Bucket:
+    """A bucket: its address, the credentials and the region. What one request learns of them, the next one knows."""
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name = name
+        self.is_anonymous = settings.s3_anonymous
         self._settings = settings
         self._endpoint = settings.aws_endpoint_url_s3 or settings.s3_endpoint_url
         self._style = settings.s3_addressing_style
         self._region = settings.aws_region or settings.aws_default_region
-        self._credentials: Credentials | None = None
-        self._looked = settings.s3_anonymous
+        self._credentials: Callable[[], Credentials] | None = None
+
+    def signed(
+        self, method: str, key: str, headers: Headers | None = None, body_digest: str = EMPTY_BODY
+    ) -> tuple[str, Headers]:
+        """Address and headers of a request for an object, signed with all of `headers` unless it is anonymous.
+
+        Raises:
+            FetchRefused: there are no credentials.
+        """
+        headers = headers or {}
+        if not self.is_anonymous and self._credentials is None:
+            self._credentials, region = _find_credentials(self._settings, region_too=self._region is None)
+            self._region = self._region or region
+        region = self._region or "us-east-1"
+        url = self._url(key, region)
+        if self._credentials is None:
+            return url, headers
+        return url, sign(method, url, headers, self._credentials(), region, body_digest)
+
+    def adapts(self, reply: Reply) -> bool:
+        """S3 answers 301 or 400 to a request signed for the wrong region, and names the right one."""
+        region = reply.headers.get("x-amz-bucket-region")
+        if reply.status not in (301, 400) or region in (None, self._region):
+            return False
+        self._region = region
+        return True
+
+    def _url(self, key: str, region: str) -> str:
+        key = quote(key, safe="/-._~")
+        endpoint = self._endpoint
+        style = self._style
+        if endpoint is None:
+            suffix = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
+            endpoint = f"https://s3.{region}.{suffix}"
+            if style == "auto":
+                # A dot in the bucket's name would not fit Amazon's wildcard certificate.
+                style = "path" if "." in self.name else "virtual"
+        if style == "virtual":
+            parts = urlsplit(endpoint)
+            return f"{parts.scheme}://{self.name}.{parts.netloc}{parts.path}/{key}"
+        return f"{endpoint}/{self.name}/{key}"
+
+
+class S3Source:
+    def __init__(self, uri: str, settings: Settings) -> None:
+        bucket, _, self._key = uri.removeprefix("s3://").partition("/")
+        if not self._key:
+            raise FetchRefused(f"MODEL={uri!r} does not name an object: expected s3://bucket/key.")
+        self.shown = uri
+        self._bucket = S3Bucket(bucket, settings)
 
     def request(self, method: str = "GET") -> tuple[str, Headers]:
-        return self._signed(method, {})
+        return self._bucket.signed(method, self._key)
 
     def pin(self, etag: str) -> Headers:
         return {"If-Match": etag}
@@ -43,7 +92,7 @@ class S3Source:
         A COMPOSITE checksum is one of its parts' checksums, so it says nothing about the bytes in file order.
         https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity.html
         """
-        url, headers = self._signed("HEAD", {"x-amz-checksum-mode": "ENABLED"})
+        url, headers = self._bucket.signed("HEAD", self._key, {"x-amz-checksum-mode": "ENABLED"})
         with send("HEAD", url, headers) as reply:
             if reply.status != 200 or reply.headers.get("x-amz-checksum-type") != "FULL_OBJECT":
                 return None
@@ -54,18 +103,13 @@ class S3Source:
             return digest.hex() if len(digest) == 32 else None
 
     def adapts(self, reply: Reply) -> bool:
-        """S3 answers 301 or 400 to a request signed for the wrong region, and names the right one."""
-        region = reply.headers.get("x-amz-bucket-region")
-        if reply.status not in (301, 400) or region in (None, self._region):
-            return False
-        self._region = region
-        return True
+        return self._bucket.adapts(reply)
 
     def refusal(self, reply: Reply) -> FetchRefused:
-        code = reply.error_body().partition("<Code>")[2].partition("</Code>")[0]
+        code = error_code(reply)
         hints = {
-            "NoSuchBucket": f"There is no bucket {self._bucket!r}. Check MODEL, region and endpoint.",
-            "NoSuchKey": f"There is no object {self._key!r} in {self._bucket!r}. Check the key in MODEL.",
+            "NoSuchBucket": f"There is no bucket {self._bucket.name!r}. Check MODEL, region and endpoint.",
+            "NoSuchKey": f"There is no object {self._key!r} in {self._bucket.name!r}. Check the key in MODEL.",
             "SignatureDoesNotMatch": "Check AWS_SECRET_ACCESS_KEY.",
             "InvalidAccessKeyId": "Check AWS_ACCESS_KEY_ID.",
             "ExpiredToken": "The session token has expired: get new credentials.",
@@ -74,7 +118,7 @@ class S3Source:
         }
         hint = hints.get(code)
         if hint is None and reply.status in (401, 403):
-            anonymous = " The request was anonymous." if self._credentials is None else ""
+            anonymous = " The request was anonymous." if self._bucket.is_anonymous else ""
             hint = (
                 f"Either the credentials may not read it (s3:GetObject on this key), or there is no such key: "
                 f"without s3:ListBucket S3 answers 403 for both.{anonymous}"
@@ -86,34 +130,13 @@ class S3Source:
             hint=hint,
         )
 
-    def _signed(self, method: str, headers: Headers) -> tuple[str, Headers]:
-        if not self._looked:
-            self._credentials, region = _find_credentials(self._settings, region_too=self._region is None)
-            self._region = self._region or region
-            self._looked = True
-        region = self._region or "us-east-1"
-        url = self._url(region)
-        if self._credentials is None:
-            return url, headers
-        return url, sign(method, url, headers, self._credentials, region)
 
-    def _url(self, region: str) -> str:
-        key = quote(self._key, safe="/-._~")
-        endpoint = self._endpoint
-        style = self._style
-        if endpoint is None:
-            suffix = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
-            endpoint = f"https://s3.{region}.{suffix}"
-            if style == "auto":
-                # A dot in the bucket's name would not fit Amazon's wildcard certificate.
-                style = "path" if "." in self._bucket else "virtual"
-        if style == "virtual":
-            parts = urlsplit(endpoint)
-            return f"{parts.scheme}://{self._bucket}.{parts.netloc}{parts.path}/{key}"
-        return f"{endpoint}/{self._bucket}/{key}"
+def error_code(reply: Reply) -> str:
+    """S3's own word for what is wrong, such as NoSuchKey; empty if it says none. Reads the body."""
+    return reply.error_body().partition("<Code>")[2].partition("</Code>")[0]
 
 
-def _find_credentials(settings: Settings, *, region_too: bool) -> tuple[Credentials, str | None]:
+def _find_credentials(settings: Settings, *, region_too: bool) -> tuple[Callable[[], Credentials], str | None]:
     """From the environment; else botocore's chain: profile, SSO, container (also Lambda SnapStart), instance.
 
     The environment comes first in botocore's chain as well, so that its import is spared where nothing else would be
@@ -123,7 +146,7 @@ def _find_credentials(settings: Settings, *, region_too: bool) -> tuple[Credenti
         credentials = Credentials(
             settings.aws_access_key_id, settings.aws_secret_access_key, settings.aws_session_token
         )
-        return credentials, None
+        return lambda: credentials, None
     try:
         import botocore.exceptions
         import botocore.session
@@ -137,13 +160,25 @@ def _find_credentials(settings: Settings, *, region_too: bool) -> tuple[Credenti
         session = botocore.session.get_session()
         found = session.get_credentials()
         region = session.get_config_variable("region") if region_too else None
-        frozen = found.get_frozen_credentials() if found is not None else None
     except botocore.exceptions.BotoCoreError as error:
-        raise FetchRefused(f"No AWS credentials: {error}", hint="Or S3_ANONYMOUS=1 for a public bucket.") from error
-    if frozen is None or not frozen.access_key or not frozen.secret_key:
-        raise FetchRefused(
-            "There are no AWS credentials, and S3_ANONYMOUS is not set.",
-            hint="Give the function a role, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or S3_ANONYMOUS=1 for a "
-            "public bucket.",
-        )
-    return Credentials(frozen.access_key, frozen.secret_key, frozen.token), region
+        raise _no_credentials(error) from error
+
+    def current() -> Credentials:
+        """A role's credentials last for hours; botocore gets new ones before they end."""
+        try:
+            frozen = found.get_frozen_credentials() if found is not None else None
+        except botocore.exceptions.BotoCoreError as error:
+            raise _no_credentials(error) from error
+        if frozen is None or not frozen.access_key or not frozen.secret_key:
+            raise FetchRefused(
+                "There are no AWS credentials, and S3_ANONYMOUS is not set.",
+                hint="Give the function a role, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or S3_ANONYMOUS=1 "
+                "for a public bucket.",
+            )
+        return Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+
+    return current, region
+
+
+def _no_credentials(error: Exception) -> FetchRefused:
+    return FetchRefused(f"No AWS credentials: {error}", hint="Or S3_ANONYMOUS=1 for a public bucket.")
