@@ -250,6 +250,10 @@ def chain(links: int) -> dict[str, Any]:
         ({"minLength": 10**9}, "The shortest document under the schema has more than 16,384 bytes"),
         ({"minItems": 10**9}, "The shortest document under the schema has more than 16,384 bytes"),
         ({"anyOf": [{"const": number} for number in range(33)]}, "found 33 alternatives; 32 are allowed"),
+        (
+            {"properties": {**{f"n{n}": {"minimum": n + 0.1, "maximum": n + 0.9} for n in range(600)}, "z": 1}},
+            "#/properties/z",
+        ),
         ({"oneOf": [{"properties": {f"{n}": True for n in range(50)}} for _ in range(32)]}, "0 and 1"),
     ],
 )

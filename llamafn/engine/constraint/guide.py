@@ -52,8 +52,8 @@ class Guide(Sampler):
         self.ended_by: str | None = None  # "stop": the document is whole; "length": there is just room to close it
         # llama.cpp weighs the vocabulary and finds the likeliest tokens; then it calls `_choose`.
         # Both are kept as attributes: a callback that was collected is a segmentation fault.
-        self._callback = llama.llama_sampler_i_apply(self._choose)
-        self._interface = llama.llama_sampler_i(apply=self._callback)
+        self._callback: Any = llama.llama_sampler_i_apply(self._choose)
+        self._interface: Any = llama.llama_sampler_i(apply=self._callback)
         likeliest = llama.llama_sampler_init_top_k(CANDIDATES)
         choose = llama.llama_sampler_init(ctypes.byref(self._interface), None)
         self._chain = chain([*weighing(sampling, model.n_vocab), likeliest, choose])
@@ -65,13 +65,14 @@ class Guide(Sampler):
         if self._chain is not None:
             llama.llama_sampler_free(self._choice)
         super().close()
+        self._callback = self._interface = None  # it holds the guide, which holds it
 
     def next_tokens(self, context: Context, row: int, room: int) -> list[int]:
         """Up to `room` tokens to come next, chosen by a row of the last batch; none if it has `ended_by` without one.
 
-        Under the same invariant from the first call on: what `closing` gives fits into `room`.
+        What `closing` gives fits into `room`, and into what these tokens leave of it.
         """
-        tokens = self._forced(room)  # only before the first choice is there anything forced that was not written yet
+        tokens = self._forced(room)  # the document's opening; later ones were taken together with the choice before
         if not tokens:
             self._context, self._row = context, row
             token = self.sample(context, row)

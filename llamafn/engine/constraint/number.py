@@ -58,6 +58,8 @@ class Number:
             lowest, highest = max(0, self._lowest), self._highest
         else:
             lowest, highest = max(1, -self._highest), -self._lowest
+        if lowest > highest:
+            return None
         whole, point, fraction = magnitude.partition(".")
         if point:
             return _rest_of_fraction(whole, fraction, lowest, highest)
@@ -66,7 +68,7 @@ class Number:
             if best is not None and more >= len(best):
                 break
             first, last = _integers(whole, more)
-            if first > last:
+            if first > last or (last + 1) * _ONE <= lowest or first * _ONE > highest:
                 continue
             value = max(first, -(-lowest // _ONE))
             if value <= min(last, highest // _ONE):
