@@ -287,7 +287,7 @@ def test_a_large_schema_is_compiled_and_followed_in_time(schema: Any) -> None:
     text, state = write(constraint, 1, 200)
     followed = time.thread_time()
     check(schema, whole(text, state))
-    assert compiled - began < 0.25
+    assert compiled - began < 1
     assert followed - compiled < 2
 
 

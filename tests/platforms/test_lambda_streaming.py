@@ -65,7 +65,7 @@ def test_the_deadline_ends_a_stream_that_nobody_reads_any_more(streaming: Runtim
     """Lambda takes the rest of a stream whose client has left: only the time limit bounds it."""
     began = time.monotonic()
     outcome = streaming.invoke(url_event("/chat", {**STORY, "stream": True}), 3000)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 5
     *_, summary = events_of(outcome.streamed_body)
     assert summary["finish_reason"] == "deadline"
 
