@@ -206,7 +206,8 @@ class Decoder:
             self._free.remove(sequence)
             turn.sequence = sequence
             if self._snapshots is not None and sequence.reusable(turn.prompt) < turn.prompt.boundary:
-                turn.awaits_snapshot = self._snapshots.may_be_remote(turn.prompt.prefix)
+                with contextlib.suppress(OSError):  # a model's file that is gone has no fingerprint
+                    turn.awaits_snapshot = self._snapshots.may_be_remote(turn.prompt.prefix)
             turn.began_at = time.monotonic()
             self._running.append(turn)
             self._changed.notify_all()  # the watch must know of its deadline
