@@ -191,7 +191,8 @@ def _engine_on(model: Model, settings: Settings) -> Engine:
         from llamafn.engine.snapshot import SnapshotStore
         from llamafn.engine.template import ChatTemplate
 
-        template = ChatTemplate(model.metadata("tokenizer.chat_template"), bos=model.bos, eos=model.eos)
+        vocabulary = model.vocabulary
+        template = ChatTemplate(model.metadata("tokenizer.chat_template"), bos=vocabulary.bos, eos=vocabulary.eos)
         directories = _snapshot_directories(settings)
     with COLD_START.phase("context"):
         return Engine(

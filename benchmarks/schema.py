@@ -83,7 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _speed(arguments: argparse.Namespace) -> tuple[list[Table], list[str]]:
     model = Model(str(smollm2()))
-    template = ChatTemplate(model.metadata("tokenizer.chat_template"), bos=model.bos, eos=model.eos)
+    vocabulary = model.vocabulary
+    template = ChatTemplate(model.metadata("tokenizer.chat_template"), bos=vocabulary.bos, eos=vocabulary.eos)
     engine = Engine(model, template, n_ctx=1024, n_threads=1, parallel=1, max_queue=0)
     tables, notes = [], []
     for name, case in CASES.items():
@@ -141,12 +142,12 @@ def _choices(arguments: argparse.Namespace) -> list[Table]:
         "at an enum (the candidates are masked)": ({"enum": ["consulta", "consejo", "saludo"]}, b'"'),
         "at a number (the candidates are masked)": ({"type": "integer", "minimum": 0, "maximum": 500}, b""),
     }
-    free = Sampler(sampling, model.n_vocab)
+    free = Sampler(sampling, model.vocabulary.n_tokens)
     subjects = {FREE: functools.partial(_milliseconds, lambda: free.sample(context, row))}
     for place, (schema, written) in places.items():
         subjects[place] = functools.partial(_milliseconds, _choice(model, context, row, sampling, schema, written))
     rounds = interleaved(subjects, arguments)
-    title = f"one choice among {model.n_vocab:,} tokens, Qwen shape"
+    title = f"one choice among {model.vocabulary.n_tokens:,} tokens, Qwen shape"
     return [Table(title, "ms of CPU", rounds.values, FREE, (f"Median of {CHOICES} choices a run.", rounds.note()))]
 
 

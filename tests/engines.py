@@ -23,7 +23,8 @@ def make_engine(
 def engine_of(
     model: Model, *, n_ctx: int = 512, parallel: int = 1, max_queue: int = 16, snapshots: SnapshotStore | None = None
 ) -> Engine:
-    template = ChatTemplate(model.metadata("tokenizer.chat_template"), bos=model.bos, eos=model.eos)
+    vocabulary = model.vocabulary
+    template = ChatTemplate(model.metadata("tokenizer.chat_template"), bos=vocabulary.bos, eos=vocabulary.eos)
     return Engine(
         model, template, n_ctx=n_ctx, n_threads=1, parallel=parallel, max_queue=max_queue, snapshots=snapshots
     )

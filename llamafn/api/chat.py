@@ -49,7 +49,7 @@ def chat(request: Request, settings: Settings) -> Response:
     def start(engine: Engine) -> Generation:
         return engine.generate(
             engine.prompt(messages, keep="system" not in values),
-            generations.sampling(values, engine.model.n_vocab, temperature=TEMPERATURE),
+            generations.sampling(values, engine.model.vocabulary.n_tokens, temperature=TEMPERATURE),
             max_tokens=int(values.get("max_tokens", min(DEFAULT_MAX_TOKENS, settings.n_ctx))),
             stop=generations.stops(values),
             deadline=request.deadline,

@@ -107,8 +107,8 @@ class Decoder:
             from llamafn.engine.constraint.guide import Guide
 
             guide = Guide(constraint, sampling, self._model)
-        sampler = guide or Sampler(sampling, self._model.n_vocab)
-        scorer = None if top_logprobs is None else Scorer(self._model.n_vocab, top_logprobs)
+        sampler = guide or Sampler(sampling, self._model.vocabulary.n_tokens)
+        scorer = None if top_logprobs is None else Scorer(self._model.vocabulary.n_tokens, top_logprobs)
         turn = Turn(prompt, sampler, scorer, max_tokens, deadline, is_gone, guide)
         with self._changed:
             if not self._free and len(self._queue) >= self._max_queue:
@@ -345,7 +345,7 @@ class Decoder:
             turn.remaining -= len(turn.pending)
             return
         token = turn.sampler.sample(self._context, row)
-        if self._model.ends_generation(token):
+        if self._model.vocabulary.ends_generation(token):
             turn.ended_by = "stop"
             return
         if turn.scorer is not None:

@@ -175,8 +175,8 @@ class Engine:
 
     def _tokenize(self, text: str) -> list[int]:
         # A template that writes the beginning-of-sequence token itself must not get it twice.
-        add_special = not (self.model.bos and text.startswith(self.model.bos))
-        return self.model.tokenize(text, add_special=add_special, parse_special=True)
+        add_special = not (self.model.vocabulary.bos and text.startswith(self.model.vocabulary.bos))
+        return self.model.vocabulary.tokenize(text, add_special=add_special, parse_special=True)
 
     def _boundary(self, messages: Sequence[Mapping[str, Any]], text: str, tokens: list[int]) -> int:
         """How many tokens come before the words of the first message that is not the system's."""

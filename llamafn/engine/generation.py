@@ -106,7 +106,7 @@ class Generation:
                 if self.first_token_at is None:
                     self.first_token_at, self.began_at = time.monotonic(), turn.began_at
                 self.completion_tokens += 1
-                piece = text.push(self._model.piece(token))
+                piece = text.push(self._model.vocabulary.piece(token))
                 if turn.scores:
                     scores.push(turn.scores.popleft(), piece)
                 if piece:

@@ -87,5 +87,5 @@ class ScoresOfText:
 
     def _give(self) -> None:
         score = self._held.pop(0)
-        self._given += len(self._model.piece(score.token))
+        self._given += len(self._model.vocabulary.piece(score.token))
         self._out.append(score)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from collections.abc import Sequence
 
 from llamafn.engine.bindings import CapturedLog, llama
-from llamafn.errors import EngineError, ModelUnavailable
+from llamafn.engine.excerpt import ExcerptVocabulary
+from llamafn.engine.vocabulary import NativeVocabulary, Vocabulary
+from llamafn.engine.vocabulary_file import Unsuitable, VocabularyFile
+from llamafn.errors import ModelUnavailable
 
 
 class Model:
@@ -28,16 +32,15 @@ class Model:
                     hint="Check MODEL and LOCAL_MODEL_PATH: does the path exist, and may this user read it?",
                 )
         self.paths = paths
-        self._handle = _load(paths)
+        self._handle, vocabulary = _load_in_parts(paths)
+        if not self._handle:
+            self._handle = _load(paths)
         if not self._handle:
             raise ModelUnavailable(
                 f"llama.cpp cannot load {paths[0]!r}: {_reason(paths)}.",
                 hint="Is the file a whole GGUF of a kind that this llama.cpp knows? Fetch it again, or check MODEL.",
             )
-        self._vocab = llama.llama_model_get_vocab(self._handle)
-        self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
-        self.n_ctx_train: int = llama.llama_model_n_ctx_train(self._handle)
-        self._pieces: dict[int, bytes] = {}
+        self.vocabulary: Vocabulary = vocabulary or NativeVocabulary(self._handle, owns=False)
 
     @property
     def handle(self) -> int:
@@ -49,6 +52,7 @@ class Model:
     def close(self) -> None:
         """Free the model. Contexts made from it must be closed before."""
         if self._handle is not None:
+            self.vocabulary.close()
             llama.llama_model_free(self._handle)
             self._handle = None
 
@@ -68,61 +72,45 @@ class Model:
         llama.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
         return buffer.value.decode(errors="replace")
 
-    @property
-    def bos(self) -> str:
-        """The text of the beginning-of-sequence token; empty if there is none."""
-        return self._token_text(llama.llama_vocab_bos(self._vocab))
 
-    @property
-    def eos(self) -> str:
-        """The text of the end-of-sequence token; empty if there is none."""
-        return self._token_text(llama.llama_vocab_eos(self._vocab))
-
-    def ends_generation(self, token: int) -> bool:
-        return bool(llama.llama_vocab_is_eog(self._vocab, token))
-
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Tokens of `text`.
-
-        `add_special` puts the model's beginning-of-sequence token in front where its vocabulary says so;
-        `parse_special` reads `<|im_start|>` and its like as the tokens they name.
-        """
-        data = text.encode()
-        # A token is never shorter than a byte, so this is always room enough (with 2 for special tokens).
-        room = len(data) + 2
-        tokens = (llama.llama_token * room)()
-        count = llama.llama_tokenize(self._vocab, data, len(data), tokens, room, add_special, parse_special)
-        if count < 0:
-            raise EngineError(f"llama.cpp could not tokenize a text of {len(data)} bytes (it answered {count}).")
-        return list(tokens[:count])
-
-    def piece(self, token: int) -> bytes:
-        """The bytes that a token stands for: not always whole UTF-8 characters, and none for control tokens."""
-        known = self._pieces.get(token)
-        if known is None:
-            known = self._pieces[token] = self._read_piece(token)
-        return known
-
-    def _read_piece(self, token: int) -> bytes:
-        buffer = ctypes.create_string_buffer(64)
-        length = llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
-        if length < 0:
-            buffer = ctypes.create_string_buffer(-length)
-            length = llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
-        return buffer.raw[: max(0, length)]
-
-    def _token_text(self, token: int) -> str:
-        if token < 0:
-            return ""
-        text: bytes = llama.llama_vocab_get_text(self._vocab, token) or b""
-        return text.decode(errors="replace")
+def _load_in_parts(paths: Sequence[str]) -> tuple[int | None, Vocabulary | None]:
+    """The weights without the vocabulary, and beside that as much of the vocabulary as is needed at first."""
+    if len(paths) > 1:
+        return None, None
+    handles: list[int | None] = []
+    try:
+        file = VocabularyFile(paths[0])
+        mapping = threading.Thread(target=lambda: handles.append(_load(paths, without=file)), name="llamafn-map")
+        mapping.start()
+        try:
+            file.read()
+            vocabulary = ExcerptVocabulary(file, paths[0])
+        finally:
+            mapping.join()
+    except (OSError, Unsuitable):
+        vocabulary = None
+    handle = handles[0] if handles else None
+    if handle and not vocabulary:
+        llama.llama_model_free(handle)
+        handle = None
+    return handle, vocabulary
 
 
-def _load(paths: Sequence[str]) -> int | None:
+def _load(paths: Sequence[str], without: VocabularyFile | None = None) -> int | None:
+    """A `llama_model *`; with its own vocabulary, or `without` the one that was found in this file."""
     parameters = llama.llama_model_default_params()
     parameters.n_gpu_layers = 0
     parameters.load_mode = llama.LLAMA_LOAD_MODE_MMAP
     parameters.use_extra_bufts = False
+    overrides = (llama.llama_model_kv_override * 3)()  # the last one, without a key, ends them
+    if without is not None:
+        overrides[0].key = b"tokenizer.ggml.model"
+        overrides[0].tag = llama.LLAMA_KV_OVERRIDE_TYPE_STR
+        overrides[0].value.val_str = b"no_vocab"
+        overrides[1].key = without.value("general.architecture") + b".vocab_size"
+        overrides[1].tag = llama.LLAMA_KV_OVERRIDE_TYPE_INT
+        overrides[1].value.val_i64 = without.n_tokens
+        parameters.kv_overrides = overrides
     if len(paths) == 1:
         return llama.llama_model_load_from_file(os.fsencode(paths[0]), parameters)  # type: ignore[no-any-return]
     parts = (ctypes.c_char_p * len(paths))(*map(os.fsencode, paths))

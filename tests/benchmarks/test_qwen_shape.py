@@ -38,11 +38,11 @@ def test_a_tiny_one_is_made_once_and_loads(tmp_path: Path, capsys: pytest.Captur
     model = Model(str(path))
     try:
         text = "When should I water my tomatoes?"
-        tokens = model.tokenize(text, add_special=True, parse_special=True)
-        assert "".join(model.piece(token).decode() for token in tokens) == text
+        tokens = model.vocabulary.tokenize(text, add_special=True, parse_special=True)
+        assert "".join(model.vocabulary.piece(token).decode() for token in tokens) == text
         assert len(tokens) < len(text) / 2
-        assert model.tokenize("<|im_end|>", add_special=False, parse_special=True) == [256 + TINY.merges + 2]
-        assert model.eos == "<|im_end|>"
+        assert model.vocabulary.tokenize("<|im_end|>", add_special=False, parse_special=True) == [256 + TINY.merges + 2]
+        assert model.vocabulary.eos == "<|im_end|>"
     finally:
         model.close()
 

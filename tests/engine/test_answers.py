@@ -112,7 +112,12 @@ def test_reading_a_system_prompt_ahead_leaves_the_user_part_to_read(engine: Engi
 
 
 def test_special_words_in_the_answer_are_not_text(engine: Engine) -> None:
-    assert engine.model.piece(engine.model.tokenize("<|im_end|>", add_special=False, parse_special=True)[0]) == b""
+    assert (
+        engine.model.vocabulary.piece(
+            engine.model.vocabulary.tokenize("<|im_end|>", add_special=False, parse_special=True)[0]
+        )
+        == b""
+    )
 
 
 def test_the_bindings_need_neither_numpy_nor_the_package_front_door() -> None:

@@ -43,11 +43,12 @@ def test_no_file() -> None:
 
 def test_text_and_tokens(model_path: str) -> None:
     model = Model(model_path)
+    vocabulary = model.vocabulary
     text = "¿Cuándo debo regar el maíz? 🌽 \x00 end"
-    tokens = model.tokenize(text, add_special=False, parse_special=False)
-    assert b"".join(model.piece(token) for token in tokens).decode() == text
-    assert model.tokenize("", add_special=False, parse_special=False) == []
-    assert model.ends_generation(model.tokenize(model.eos, add_special=False, parse_special=True)[0])
+    tokens = vocabulary.tokenize(text, add_special=False, parse_special=False)
+    assert b"".join(vocabulary.piece(token) for token in tokens).decode() == text
+    assert vocabulary.tokenize("", add_special=False, parse_special=False) == []
+    assert vocabulary.ends_generation(vocabulary.tokenize(vocabulary.eos, add_special=False, parse_special=True)[0])
     model.close()
     with pytest.raises(ValueError, match="closed"):
         model.description  # noqa: B018 - reading it is the test

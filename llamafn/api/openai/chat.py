@@ -92,10 +92,10 @@ class _Completion:
         stop = generations.stops(values)
         if self._tools and values.get("parallel_tool_calls") is False and not self._opening:
             stop = (*stop, CLOSE)
-        self._piece = engine.model.piece
+        self._piece = engine.model.vocabulary.piece
         return engine.generate(
             engine.prompt(messages, self._tools or None, opening=self._opening),
-            generations.sampling(values, engine.model.n_vocab, temperature=common.TEMPERATURE),
+            generations.sampling(values, engine.model.vocabulary.n_tokens, temperature=common.TEMPERATURE),
             max_tokens=int(values.get("max_completion_tokens", values.get("max_tokens", common.MOST_TOKENS))),
             stop=stop,
             deadline=self._request.deadline,

@@ -53,10 +53,10 @@ class _Completion:
 
     def start(self, engine: Engine) -> Generation:
         values = self.values
-        self._piece = engine.model.piece
+        self._piece = engine.model.vocabulary.piece
         return engine.generate(
             engine.raw_prompt(self._prompt),
-            generations.sampling(values, engine.model.n_vocab, temperature=common.TEMPERATURE),
+            generations.sampling(values, engine.model.vocabulary.n_tokens, temperature=common.TEMPERATURE),
             max_tokens=int(values.get("max_tokens", DEFAULT_MAX_TOKENS)),
             stop=generations.stops(values),
             deadline=self._request.deadline,

@@ -56,7 +56,7 @@ class Guide(Sampler):
         self._interface: Any = llama.llama_sampler_i(apply=self._callback)
         likeliest = llama.llama_sampler_init_top_k(CANDIDATES)
         choose = llama.llama_sampler_init(ctypes.byref(self._interface), None)
-        self._chain = chain([*weighing(sampling, model.n_vocab), likeliest, choose])
+        self._chain = chain([*weighing(sampling, model.vocabulary.n_tokens), likeliest, choose])
         self._choice = chain(choosing(sampling))
         self._greedy = sampling.temperature <= 0
         self._copy = (llama.llama_token_data * CANDIDATES)()
@@ -83,7 +83,7 @@ class Guide(Sampler):
             if state is None:  # the vocabulary has no token for the only bytes that are legal
                 self.ended_by = "length"
                 return []
-            if self._model.ends_generation(token):
+            if self._model.vocabulary.ends_generation(token):
                 self.ended_by = "stop"
                 return []
             if not self._fits(state, room - 1):
@@ -121,7 +121,7 @@ class Guide(Sampler):
         text, state = self._state.forced()
         text = _whole_characters(text)  # the first bytes of two characters may be the same
         tokens = _tokens(self._model, text)
-        pieces = [self._model.piece(token) for token in tokens]
+        pieces = [self._model.vocabulary.piece(token) for token in tokens]
         if b"".join(pieces) != text:
             return []  # a vocabulary that puts a space before a text
         if not state.is_final and tokens:
@@ -170,11 +170,11 @@ class Guide(Sampler):
         """The state after a token; None if it is not legal."""
         if token in self._tried:
             return self._tried[token]
-        piece = self._model.piece(token)
+        piece = self._model.vocabulary.piece(token)
         state = self._state.walk(piece) if piece else self._state
         # A token that ends the answer mostly has no bytes; those that have some are not text all the same.
-        if state is not None and not (piece and not self._model.ends_generation(token)):
-            may_end = self._state.is_complete and self._model.ends_generation(token)
+        if state is not None and not (piece and not self._model.vocabulary.ends_generation(token)):
+            may_end = self._state.is_complete and self._model.vocabulary.ends_generation(token)
             state = self._state if may_end else None
         self._tried[token] = state
         return state
@@ -192,9 +192,9 @@ class Guide(Sampler):
     def _byte_tokens(self, wanted: set[int]) -> list[int]:
         """Tokens that are one of these bytes. Vocabularies have them in front."""
         found: dict[bytes, int] = {}
-        for token in range(self._model.n_vocab):
-            piece = self._model.piece(token)
-            if len(piece) == 1 and piece[0] in wanted and not self._model.ends_generation(token):
+        for token in range(self._model.vocabulary.n_tokens):
+            piece = self._model.vocabulary.piece(token)
+            if len(piece) == 1 and piece[0] in wanted and not self._model.vocabulary.ends_generation(token):
                 found.setdefault(piece, token)
                 if len(found) == len(wanted):
                     break
@@ -222,4 +222,4 @@ def _whole_characters(text: bytes) -> bytes:
 
 
 def _tokens(model: Model, text: bytes) -> list[int]:
-    return model.tokenize(text.decode(), add_special=False, parse_special=False)
+    return model.vocabulary.tokenize(text.decode(), add_special=False, parse_special=False)

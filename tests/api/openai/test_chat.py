@@ -121,7 +121,7 @@ class TestAnswers:
         assert answers[0] == answers[1] != answers[2]
 
     def test_a_bias_rules_a_token_out(self, loaded: Engine) -> None:
-        (first, *_) = loaded.model.tokenize(text(chat()), add_special=False, parse_special=False)
+        (first, *_) = loaded.model.vocabulary.tokenize(text(chat()), add_special=False, parse_special=False)
         assert text(chat(logit_bias={str(first): -100})) != text(chat())
 
     def test_a_bias_beyond_the_vocabulary(self) -> None:
