@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import re
 import struct
 from array import array
 from collections.abc import Iterator, Sequence
@@ -31,8 +30,8 @@ _NORMAL = struct.pack("<i", 1)  # LLAMA_TOKEN_TYPE_NORMAL
 _TOKENS, _TYPES, _MERGES = (b"tokenizer.ggml." + name for name in (b"tokens", b"token_type", b"merges"))
 # A string begins with its length in 8 bytes. Up to 255 that is one byte and seven NULs, and no token holds a NUL.
 _AFTER_LENGTH = bytes(7)
-# Some special tokens are known to llama.cpp by their text alone, whatever their type. All of those look like this.
-_LOOKS_SPECIAL = re.compile(rb"\0([^\0<\[]{0,3}[<\[][^\0]*[>\]\[])[^\0]\0")
+# Some special tokens are known to llama.cpp by their text alone, whatever their type. All of those end in one of these.
+_SPECIAL_ENDS = b">]["
 
 
 class Unsuitable(Exception):
@@ -96,8 +95,9 @@ class VocabularyFile:
             named = {_u32.unpack(value[4:])[0] for key, value in self._values.items() if _is_token_id(key, value)}
         except (struct.error, IndexError, KeyError) as error:
             raise Unsuitable("it is damaged") from error
-        others = {*range(self.first_merged), *range(self.after_merged, self.n_tokens)}
-        self.special = sorted(token for token in {*others, *named, *self._looking_special} if token < self.n_tokens)
+        others = (*range(self.first_merged), *range(self.after_merged, self.n_tokens))
+        looking_special = (self.ids[text] for text in self._texts if text[-1] in _SPECIAL_ENDS)
+        self.special = sorted({*others, *looking_special, *(token for token in named if token < self.n_tokens)})
         if len(self.special) > _MOST_SPECIAL or len(self.ids) != self.n_tokens:
             raise Unsuitable("too many special tokens, or tokens that are alike")
 
@@ -177,7 +177,6 @@ class VocabularyFile:
             self._texts = list(self._strings(position, count))
         self.ids = dict(zip(self._texts, range(count), strict=True))
         self._before_token = array("Q", accumulate(map(len, self._texts), initial=0))
-        self._looking_special = [self.ids[text] for text in _LOOKS_SPECIAL.findall(data) if text in self.ids]
 
     def _strings(self, position: int, count: int) -> Iterator[bytes]:
         for _ in range(count):
