@@ -88,10 +88,8 @@ def preload(settings: Settings) -> None:
         return
     _inherited, model_file = _map_weights(settings)
     model_file.wait_whole(Deadline.never())
-    from llamafn.engine.pages import READER_NAME
-
     for thread in threading.enumerate():
-        if thread.name == READER_NAME:
+        if thread.name.startswith("llamafn-"):
             thread.join()
 
 
@@ -172,7 +170,12 @@ def _make_engine(load: _Load, settings: Settings) -> Engine:
         model = _inherited
     engine: Engine | None = None
     try:
-        engine = _engine_on(model, settings)
+        try:
+            engine = _engine_on(model, settings)
+        except ModelUnavailable:
+            if load.model_file is not None:
+                load.model_file.wait_whole(Deadline.never())  # knows better what is wrong with what it fetched
+            raise
         if load.model_file is not None:
             # Nothing may be decoded before the last byte is there and is right.
             load.model_file.wait_whole(Deadline.never())
@@ -186,26 +189,34 @@ def _make_engine(load: _Load, settings: Settings) -> Engine:
 
 
 def _engine_on(model: Model, settings: Settings) -> Engine:
-    with COLD_START.phase("template"):
-        from llamafn.engine.engine import Engine
-        from llamafn.engine.snapshot import SnapshotStore
-        from llamafn.engine.template import ChatTemplate
-
-        vocabulary = model.vocabulary
-        template = ChatTemplate(model.metadata("tokenizer.chat_template"), bos=vocabulary.bos, eos=vocabulary.eos)
-        directories = _snapshot_directories(settings)
     with COLD_START.phase("context"):
-        return Engine(
+        from llamafn.engine.decoder import Decoder
+        from llamafn.engine.snapshot import SnapshotStore
+
+        decoder = Decoder(
             model,
-            template,
             n_ctx=settings.n_ctx,
             n_threads=settings.n_threads,
             parallel=settings.parallel,
             max_queue=settings.max_queue,
             snapshots=SnapshotStore(
-                model.paths, settings.n_ctx, directories, settings.parallel, _snapshot_bucket(settings)
+                model.paths,
+                settings.n_ctx,
+                _snapshot_directories(settings),
+                settings.parallel,
+                _snapshot_bucket(settings),
             ),
         )
+    try:
+        with COLD_START.phase("template"):
+            from llamafn.engine.engine import Engine
+            from llamafn.engine.template import ChatTemplate
+
+            source, vocabulary = model.metadata("tokenizer.chat_template"), model.vocabulary
+            return Engine(model, decoder, ChatTemplate(source, bos=vocabulary.bos, eos=vocabulary.eos))
+    except BaseException:
+        decoder.close()
+        raise
 
 
 def _map_weights(settings: Settings, load: _Load | None = None) -> tuple[Model, ModelFile]:
@@ -222,17 +233,14 @@ def _map_weights(settings: Settings, load: _Load | None = None) -> tuple[Model, 
     if model_file.progress().is_complete:
         for path in model_file.paths:
             read_ahead(path)
-    # What else is needed, Jinja2 above all, is imported while llama.cpp reads the vocabulary and leaves the GIL alone.
-    imports = threading.Thread(target=_import_engine, name="llamafn-imports")
-    imports.start()
+    # What else is needed, Jinja2 above all, is imported while llama.cpp maps the weights and leaves the GIL alone.
+    threading.Thread(target=_import_engine, name="llamafn-imports").start()
     try:
         with COLD_START.phase("load"):
             return Model(*model_file.paths), model_file
     except ModelUnavailable:
         model_file.wait_whole(Deadline.never())  # knows better what is wrong with a file that it fetched
         raise
-    finally:
-        imports.join()
 
 
 def _import_engine() -> None:

@@ -21,6 +21,7 @@ from llamafn.engine.constraint.grammar import State
 from llamafn.engine.constraint.guide import Guide
 from llamafn.engine.constraint.schema import Constraint, compile_schema
 from llamafn.engine.context import Chunk, Context
+from llamafn.engine.decoder import Decoder
 from llamafn.engine.engine import Engine
 from llamafn.engine.model import Model
 from llamafn.engine.sampling import Sampler, Sampling
@@ -85,7 +86,7 @@ def _speed(arguments: argparse.Namespace) -> tuple[list[Table], list[str]]:
     model = Model(str(smollm2()))
     vocabulary = model.vocabulary
     template = ChatTemplate(model.metadata("tokenizer.chat_template"), bos=vocabulary.bos, eos=vocabulary.eos)
-    engine = Engine(model, template, n_ctx=1024, n_threads=1, parallel=1, max_queue=0)
+    engine = Engine(model, Decoder(model, n_ctx=1024, n_threads=1, parallel=1, max_queue=0), template)
     tables, notes = [], []
     for name, case in CASES.items():
         constraint = compile_schema(case.schema)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llamafn.deadline import Deadline
+from llamafn.engine.decoder import Decoder
 from llamafn.engine.engine import Engine
 from llamafn.engine.generation import Generation
 from llamafn.engine.model import Model
@@ -25,9 +26,8 @@ def engine_of(
 ) -> Engine:
     vocabulary = model.vocabulary
     template = ChatTemplate(model.metadata("tokenizer.chat_template"), bos=vocabulary.bos, eos=vocabulary.eos)
-    return Engine(
-        model, template, n_ctx=n_ctx, n_threads=1, parallel=parallel, max_queue=max_queue, snapshots=snapshots
-    )
+    decoder = Decoder(model, n_ctx=n_ctx, n_threads=1, parallel=parallel, max_queue=max_queue, snapshots=snapshots)
+    return Engine(model, decoder, template)
 
 
 def ask(

@@ -49,11 +49,12 @@ class Decoder:
         max_queue: int,
         snapshots: SnapshotStore | None = None,
     ) -> None:
+        self.n_ctx = n_ctx
         self._model = model
         self._abort = AbortFlag()
         self._context = Context(model, n_ctx=n_ctx, n_sequences=parallel, n_threads=n_threads, abort=self._abort)
         self._max_queue = max_queue
-        self._snapshots = snapshots
+        self.snapshots = snapshots
         self._changed = threading.Condition()  # guards all that follows
         self._free = [CachedSequence(index) for index in range(parallel)]
         self._queue: deque[Turn] = deque()
@@ -162,10 +163,10 @@ class Decoder:
             turn.close()
             self._begin_next()
             self._changed.notify_all()
-        if self._snapshots is not None:
+        if self.snapshots is not None:
             if state is not None:
-                self._snapshots.save(turn.prompt.prefix, state)
-            self._snapshots.share(turn.prompt.prefix, turn.deadline)
+                self.snapshots.save(turn.prompt.prefix, state)
+            self.snapshots.share(turn.prompt.prefix, turn.deadline)
 
     def _free_sequence(self, turn: Turn) -> bytearray | None:
         """Let others have the turn's sequence; returns its state if that is to be saved."""
@@ -205,20 +206,20 @@ class Decoder:
             sequence = max(self._free, key=lambda free: (free.reusable(turn.prompt), -free.used_at))
             self._free.remove(sequence)
             turn.sequence = sequence
-            if self._snapshots is not None and sequence.reusable(turn.prompt) < turn.prompt.boundary:
+            if self.snapshots is not None and sequence.reusable(turn.prompt) < turn.prompt.boundary:
                 with contextlib.suppress(OSError):  # a model's file that is gone has no fingerprint
-                    turn.awaits_snapshot = self._snapshots.may_be_remote(turn.prompt.prefix)
+                    turn.awaits_snapshot = self.snapshots.may_be_remote(turn.prompt.prefix)
             turn.began_at = time.monotonic()
             self._running.append(turn)
             self._changed.notify_all()  # the watch must know of its deadline
 
     def _fetch_snapshot(self, turn: Turn) -> None:
         """Ask for it with the lock released: other answers go on."""
-        assert self._snapshots is not None
+        assert self.snapshots is not None
         began = time.monotonic()
         self._changed.release()
         try:
-            self._snapshots.fetch(turn.prompt.prefix, turn.deadline)
+            self.snapshots.fetch(turn.prompt.prefix, turn.deadline)
         finally:
             self._changed.acquire()
             turn.awaits_snapshot = False
@@ -239,15 +240,15 @@ class Decoder:
     def _restore(self, turn: Turn) -> bool:
         began = time.monotonic()
         prefix = turn.prompt.prefix
-        snapshot = self._snapshots and self._snapshots.find(prefix)
-        if not self._snapshots or not snapshot:
+        snapshot = self.snapshots and self.snapshots.find(prefix)
+        if not self.snapshots or not snapshot:
             return False
         self._forget(turn, 0)
         if self._context.restore(turn.sequence.index, snapshot.address, snapshot.length):
             turn.sequence.tokens = prefix
         snapshot.close()
         if not turn.sequence.tokens:
-            self._snapshots.refuse(prefix)
+            self.snapshots.refuse(prefix)
             return False
         COLD_START.record("snapshot", began, time.monotonic())
         return True
@@ -259,11 +260,11 @@ class Decoder:
         no time.
         """
         prompt, sequence = turn.prompt, turn.sequence
-        if self._snapshots is None or turn.error is not None or turn.ended_by in ("deadline", "cancelled"):
+        if self.snapshots is None or turn.error is not None or turn.ended_by in ("deadline", "cancelled"):
             return None
         if not sequence.is_fresh or turn.cached_tokens is None or len(sequence.tokens) < prompt.boundary:
             return None
-        if not self._snapshots.wants(prompt.prefix, keep=prompt.keep):
+        if not self.snapshots.wants(prompt.prefix, keep=prompt.keep):
             return None
         self._forget(turn, prompt.boundary)
         return self._context.state(sequence.index) if len(sequence.tokens) == prompt.boundary else None

@@ -10,7 +10,6 @@ from llamafn.engine.decoder import Decoder
 from llamafn.engine.generation import Generation
 from llamafn.engine.model import Model
 from llamafn.engine.sampling import Sampling
-from llamafn.engine.snapshot import SnapshotStore
 from llamafn.engine.template import ChatTemplate
 from llamafn.engine.turn import Prompt
 from llamafn.errors import BadRequest, PromptTooLong
@@ -26,24 +25,11 @@ _USER_MARK = "\u27e6user\u27e7"
 class Engine:
     """A model with its context, ready to answer. Methods may be called from any thread."""
 
-    def __init__(
-        self,
-        model: Model,
-        template: ChatTemplate,
-        *,
-        n_ctx: int,
-        n_threads: int,
-        parallel: int,
-        max_queue: int,
-        snapshots: SnapshotStore | None = None,
-    ) -> None:
+    def __init__(self, model: Model, decoder: Decoder, template: ChatTemplate) -> None:
         self.model = model
-        self.n_ctx = n_ctx
+        self.n_ctx = decoder.n_ctx
+        self._decoder = decoder
         self._template = template
-        self._snapshots = snapshots
-        self._decoder = Decoder(
-            model, n_ctx=n_ctx, n_threads=n_threads, parallel=parallel, max_queue=max_queue, snapshots=snapshots
-        )
         # System prompts are few and the same: (text, tokens) that come before the user's part, for each.
         self._prefixes: dict[str | None, tuple[str, list[int]]] = {}
 
@@ -159,7 +145,8 @@ class Engine:
 
     def snapshot_of(self, prefix: Sequence[int]) -> str | None:
         """The path of the snapshot of these tokens, if there is one."""
-        return None if self._snapshots is None else self._snapshots.path_of(prefix)
+        snapshots = self._decoder.snapshots
+        return None if snapshots is None else snapshots.path_of(prefix)
 
     def _check_room(self, constraint: Constraint, room: int, max_tokens: int) -> None:
         from llamafn.engine.constraint.guide import least_tokens

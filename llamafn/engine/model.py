@@ -1,17 +1,19 @@
-"""A GGUF's weights and vocabulary. Holds no threads, so it may be loaded before a fork and used after."""
+"""A GGUF's weights and vocabulary. Once both are there it has no thread, so it may be taken through a fork."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
 from collections.abc import Sequence
 
 from llamafn.engine.bindings import CapturedLog, llama
-from llamafn.engine.excerpt import ExcerptVocabulary
+from llamafn.engine.excerpt import ExcerptVocabulary, load_vocabulary
 from llamafn.engine.vocabulary import NativeVocabulary, Vocabulary
 from llamafn.engine.vocabulary_file import Unsuitable, VocabularyFile
 from llamafn.errors import ModelUnavailable
+from llamafn.timeline import COLD_START
 
 
 class Model:
@@ -32,15 +34,31 @@ class Model:
                     hint="Check MODEL and LOCAL_MODEL_PATH: does the path exist, and may this user read it?",
                 )
         self.paths = paths
-        self._handle, vocabulary = _load_in_parts(paths)
+        self._vocabulary: Vocabulary | None = None
+        file = _vocabulary_file(paths)
+        self._reading: threading.Thread | None = None
+        if file is not None:
+            self._reading = threading.Thread(target=self._read, args=(file,), name="llamafn-vocabulary")
+            self._reading.start()
+        self._handle = _load(paths, without=file)
         if not self._handle:
-            self._handle = _load(paths)
-        if not self._handle:
-            raise ModelUnavailable(
-                f"llama.cpp cannot load {paths[0]!r}: {_reason(paths)}.",
-                hint="Is the file a whole GGUF of a kind that this llama.cpp knows? Fetch it again, or check MODEL.",
-            )
-        self.vocabulary: Vocabulary = vocabulary or NativeVocabulary(self._handle, owns=False)
+            raise self._unavailable()
+        if file is None:
+            self._vocabulary = NativeVocabulary(self._handle, owns=False)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Waits until it has been read.
+
+        Raises:
+            ModelUnavailable: it cannot be.
+        """
+        if self._vocabulary is None:
+            if self._reading is not None:
+                self._reading.join()
+            if self._vocabulary is None:
+                raise self._unavailable()
+        return self._vocabulary
 
     @property
     def handle(self) -> int:
@@ -52,7 +70,10 @@ class Model:
     def close(self) -> None:
         """Free the model. Contexts made from it must be closed before."""
         if self._handle is not None:
-            self.vocabulary.close()
+            if self._reading is not None:
+                self._reading.join()
+            if self._vocabulary is not None:
+                self._vocabulary.close()
             llama.llama_model_free(self._handle)
             self._handle = None
 
@@ -72,28 +93,28 @@ class Model:
         llama.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
         return buffer.value.decode(errors="replace")
 
+    def _read(self, file: VocabularyFile) -> None:
+        """In a thread of its own, beside the mapping of the weights."""
+        with COLD_START.phase("vocabulary"), contextlib.suppress(Unsuitable):
+            try:
+                file.read()
+                self._vocabulary = ExcerptVocabulary(file, self.paths[0])
+            except Unsuitable:
+                self._vocabulary = load_vocabulary(self.paths[0])
 
-def _load_in_parts(paths: Sequence[str]) -> tuple[int | None, Vocabulary | None]:
-    """The weights without the vocabulary, and beside that as much of the vocabulary as is needed at first."""
-    if len(paths) > 1:
-        return None, None
-    handles: list[int | None] = []
+    def _unavailable(self) -> ModelUnavailable:
+        return ModelUnavailable(
+            f"llama.cpp cannot load {self.paths[0]!r}: {_reason(self.paths)}.",
+            hint="Is the file a whole GGUF of a kind that this llama.cpp knows? Fetch it again, or check MODEL.",
+        )
+
+
+def _vocabulary_file(paths: Sequence[str]) -> VocabularyFile | None:
+    """None if llama.cpp has to load the vocabulary with the weights."""
     try:
-        file = VocabularyFile(paths[0])
-        mapping = threading.Thread(target=lambda: handles.append(_load(paths, without=file)), name="llamafn-map")
-        mapping.start()
-        try:
-            file.read()
-            vocabulary = ExcerptVocabulary(file, paths[0])
-        finally:
-            mapping.join()
+        return VocabularyFile(paths[0]) if len(paths) == 1 else None
     except (OSError, Unsuitable):
-        vocabulary = None
-    handle = handles[0] if handles else None
-    if handle and not vocabulary:
-        llama.llama_model_free(handle)
-        handle = None
-    return handle, vocabulary
+        return None  # also for what is no GGUF at all: llama.cpp says what is wrong with it
 
 
 def _load(paths: Sequence[str], without: VocabularyFile | None = None) -> int | None:
