@@ -15,6 +15,7 @@ import contextlib
 import os
 import re
 import threading
+from collections.abc import Collection
 
 from llamafn.engine.bindings import llama
 from llamafn.engine.vocabulary import NativeVocabulary
@@ -77,6 +78,11 @@ class ExcerptVocabulary:
         for vocabulary in {self._special.vocabulary, self._excerpt.vocabulary, self._whole}:
             if vocabulary is not None:
                 vocabulary.close()
+
+    @property
+    def loaded(self) -> Collection[int]:
+        """The tokens that llama.cpp knows at present."""
+        return self._excerpt.known if self._whole is None else range(self.n_tokens)
 
     def ends_generation(self, token: int) -> bool:
         number = self._numbers.get(token)

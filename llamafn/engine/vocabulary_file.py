@@ -34,6 +34,10 @@ _AFTER_LENGTH = bytes(7)
 _SPECIAL_ENDS = b">]["
 
 
+# What reading bytes that are something else ends in.
+_DAMAGE = (struct.error, IndexError, KeyError, OverflowError)
+
+
 class Unsuitable(Exception):
     """This vocabulary has to be loaded whole."""
 
@@ -57,6 +61,7 @@ class VocabularyFile:
             os.close(file)
         self._values: dict[bytes, bytes] = {}  # each with its type, of all that are no arrays
         self._arrays: dict[bytes, int] = {}  # where their elements begin
+        self.ids: dict[bytes, int] = {}
         try:
             magic, _, _, entries = _header.unpack_from(self._data)
             self._entries = self._walk(entries)
@@ -66,7 +71,7 @@ class VocabularyFile:
                     break
             else:
                 raise Unsuitable("it has no tokens")
-        except (struct.error, KeyError) as error:
+        except _DAMAGE as error:
             raise Unsuitable("it is damaged") from error
         if magic != b"GGUF" or self.value("tokenizer.ggml.model") != b"gpt2":
             raise Unsuitable("it is of another kind")
@@ -93,7 +98,7 @@ class VocabularyFile:
             if self._data[types : types + len(_NORMAL) * merges] != _NORMAL * merges:
                 raise Unsuitable("a merge makes a special token")
             named = {_u32.unpack(value[4:])[0] for key, value in self._values.items() if _is_token_id(key, value)}
-        except (struct.error, IndexError, KeyError) as error:
+        except _DAMAGE as error:
             raise Unsuitable("it is damaged") from error
         others = (*range(self.first_merged), *range(self.after_merged, self.n_tokens))
         looking_special = (self.ids[text] for text in self._texts if text[-1] in _SPECIAL_ENDS)
@@ -173,7 +178,8 @@ class VocabularyFile:
         lengths = bytes(map(itemgetter(-1), parts[:-1]))
         self._texts = [part[:-1] for part in parts[1:-1]]
         self._texts.append(parts[-1][: lengths[-1]])
-        if len(parts) <= count or bytes(map(len, self._texts)) != lengths:  # tokens of 256 bytes and more
+        if len(parts) <= count or list(map(len, self._texts)) != list(lengths):
+            # Tokens of 256 bytes and more, as Qwen's own vocabulary has; or a file that is cut.
             self._texts = list(self._strings(position, count))
         self.ids = dict(zip(self._texts, range(count), strict=True))
         self._before_token = array("Q", accumulate(map(len, self._texts), initial=0))
