@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llamafn")
 
+_IMPORTS_NAME = "llamafn-imports"
+
 
 class _Load:
     """One attempt: under way until `done` is set, then with an engine or an error."""
@@ -88,8 +90,11 @@ def preload(settings: Settings) -> None:
         return
     _inherited, model_file = _map_weights(settings)
     model_file.wait_whole(Deadline.never())
+    from llamafn.engine.pages import READER_NAME
+
+    _ = _inherited.vocabulary  # waits for it
     for thread in threading.enumerate():
-        if thread.name.startswith("llamafn-"):
+        if thread.name in (READER_NAME, _IMPORTS_NAME):
             thread.join()
 
 
@@ -234,7 +239,7 @@ def _map_weights(settings: Settings, load: _Load | None = None) -> tuple[Model, 
         for path in model_file.paths:
             read_ahead(path)
     # What else is needed, Jinja2 above all, is imported while llama.cpp maps the weights and leaves the GIL alone.
-    threading.Thread(target=_import_engine, name="llamafn-imports").start()
+    threading.Thread(target=_import_engine, name=_IMPORTS_NAME).start()
     try:
         with COLD_START.phase("load"):
             return Model(*model_file.paths), model_file
