@@ -11,7 +11,7 @@ from llamafn.engine.model import Model
 from llamafn.errors import EngineError
 
 # The most tokens of a prompt in one batch. Larger reads no faster on a CPU, and takes longer to stop.
-BATCH_TOKENS = 512
+BATCH_TOKENS = 256
 
 
 class Chunk(NamedTuple):
