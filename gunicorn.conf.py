@@ -64,5 +64,13 @@ def post_worker_init(worker: Any) -> None:
     # Ctrl-C reaches every process of the terminal, and the master tells the worker, too. gunicorn's handlers take a
     # lock that they cannot take twice: the worker would hang until it is killed. The master's word is enough.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    from llamafn import app
+
+    def end(signal_number: int, frame: Any) -> None:
+        app.drain()
+        worker.handle_exit(signal_number, frame)
+
+    # gunicorn goes on answering on connections that are open; what would begin now might not be finished in time.
+    signal.signal(signal.SIGTERM, end)
     if _settings.preload:
         model_loader.start_loading(_settings)

@@ -184,6 +184,7 @@ def _make_engine(load: _Load, settings: Settings) -> Engine:
         if load.model_file is not None:
             # Nothing may be decoded before the last byte is there and is right.
             load.model_file.wait_whole(Deadline.never())
+            COLD_START.end("fetch")
         return engine
     except BaseException:
         if engine is not None:
@@ -233,9 +234,10 @@ def _map_weights(settings: Settings, load: _Load | None = None) -> tuple[Model, 
     with COLD_START.phase("bindings"):
         from llamafn.engine.model import Model
         from llamafn.engine.pages import read_ahead
+    COLD_START.record("fetch", began, None)
     model_file.wait_loadable(Deadline.never())
-    COLD_START.record("fetch", began, time.monotonic())
     if model_file.progress().is_complete:
+        COLD_START.end("fetch")
         for path in model_file.paths:
             read_ahead(path)
     # What else is needed, Jinja2 above all, is imported while llama.cpp maps the weights and leaves the GIL alone.

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 from llamafn import request_log
 from llamafn.api import access
-from llamafn.errors import HTTPError, InvalidSchema, MethodNotAllowed, NotFound, SettingsError
+from llamafn.errors import Draining, HTTPError, InvalidSchema, MethodNotAllowed, NotFound, SettingsError
 from llamafn.record import Record
 from llamafn.routes import ROUTES
 from llamafn.settings import Settings
 from llamafn.web import ClosingBody, Request, Response, error_response
 
 log = logging.getLogger("llamafn")
+
+_draining = threading.Event()
+
+
+def drain() -> None:
+    """This process is about to end: what was begun is finished, and nothing new. May be called in a signal handler."""
+    _draining.set()
 
 
 class App:
@@ -67,6 +75,8 @@ class App:
         route = allowed.get(request.method)
         if route is None or not route.is_open:
             access.check(request, self.settings)
+        if _draining.is_set() and route is not None and not route.is_open:
+            raise Draining("This process is ending.", hint="Try again: another one answers.", retry_after=1)
         if route is None:
             raise MethodNotAllowed(f"{request.path} does not take {request.method}.", allow=tuple(allowed))
         return route.handler()(request, self.settings)

@@ -312,6 +312,14 @@ VARIABLES = (
         "A request's time, fetching and loading included. A running answer ends there with what it has.",
     ),
     Variable(
+        "CLOUD_RUN_TIMEOUT_SECONDS",
+        integer(0, 3600),
+        0,
+        "0 to 3,600 seconds",
+        "Where it is less than `REQUEST_TIMEOUT_SECONDS`, it counts. functions-framework ends requests after it, too.",
+        "none",
+    ),
+    Variable(
         "DEADLINE_MARGIN_MS",
         integer(0, 60_000),
         500,
@@ -441,7 +449,8 @@ class Settings(NamedTuple):
     chat_schema: dict[str, Any] | None
     snapshot_dir: str | None
     snapshot_uri: str | None
-    request_timeout_seconds: float
+    request_timeout_seconds: float  # the lesser of both
+    cloud_run_timeout_seconds: int
     deadline_margin_ms: int
     max_queue: int
     max_body_bytes: int
@@ -481,9 +490,11 @@ class Settings(NamedTuple):
             except ValueError:
                 problems.append(f"{variable.quote(text)}: expected {variable.rule.replace('`', '')}")
         timeout, margin = values.get("request_timeout_seconds"), values.get("deadline_margin_ms")
+        if timeout is not None and values.get("cloud_run_timeout_seconds"):
+            timeout = values["request_timeout_seconds"] = min(timeout, values["cloud_run_timeout_seconds"])
         if timeout is not None and margin is not None and margin >= timeout * 1000:
             problems.append(
-                f"DEADLINE_MARGIN_MS={margin}: expected less than REQUEST_TIMEOUT_SECONDS, which is {timeout:g} s"
+                f"DEADLINE_MARGIN_MS={margin}: expected less than the time of a request, which is {timeout:g} s"
             )
         if problems:
             raise SettingsError(

@@ -40,6 +40,13 @@ class Timeline:
             if not self._finished:
                 self._phases[name] = (began - self._origin, None if ended is None else ended - self._origin)
 
+    def end(self, name: str) -> None:
+        """End a phase that lasts, now."""
+        with self._lock:
+            began, ended = self._phases.get(name, (0.0, 0.0))
+            if ended is None and not self._finished:
+                self._phases[name] = (began, time.monotonic() - self._origin)
+
     @contextmanager
     def phase(self, name: str) -> Generator[None, None, None]:
         """Time a phase."""
@@ -50,13 +57,24 @@ class Timeline:
         finally:
             self.record(name, began, time.monotonic())
 
-    def finish(self, prefill_began: float, first_token_at: float) -> bool:
-        """The first token is there: the cold start is over. False if it was over already."""
+    def finish(self, asked_at: float, prefill_began: float, first_token_at: float) -> bool:
+        """The first token is there: the cold start is over. False if it was over already.
+
+        A process that was ready before it was asked was idle in between.
+        """
+        with self._lock:
+            ready = max((ended for _, ended in self._phases.values() if ended is not None), default=0.0) + self._origin
+        if asked_at > ready:
+            self.record("idle", ready, asked_at)
         self.record("prefill", prefill_began, first_token_at)
         self.record("first token", self._origin, first_token_at)
         with self._lock:
             was_finished, self._finished = self._finished, True
         return not was_finished
+
+    @property
+    def is_finished(self) -> bool:
+        return self._finished
 
     def restart(self) -> None:
         """Count from now on: this process was forked from one that had been running for a while."""

@@ -25,9 +25,10 @@ class Request:
 
     `headers` have lower-case names. `read_body` gives at most so many bytes of the body. `is_gone`, where the
     platform can tell, says whether the client has left. `origin` is what the platform calls this request, for the log.
+    With `is_authorized`, the platform itself has checked who asks, and no key is wanted.
     """
 
-    __slots__ = ("_read_body", "deadline", "headers", "is_gone", "method", "path", "record")
+    __slots__ = ("_read_body", "deadline", "headers", "is_authorized", "is_gone", "method", "path", "record")
 
     def __init__(
         self,
@@ -39,12 +40,14 @@ class Request:
         deadline: Deadline,
         is_gone: Callable[[], bool] | None = None,
         origin: Mapping[str, str] | None = None,
+        is_authorized: bool = False,
     ) -> None:
         self.method = method
         self.path = path
         self.headers = headers or {}
         self.deadline = deadline
         self.is_gone = is_gone
+        self.is_authorized = is_authorized
         self.record = Record(method, path, self.headers, origin or {})
         self._read_body = read_body
 
@@ -138,17 +141,19 @@ class ClosingBody:
 PING = object()
 
 
-def event_stream(events: Generator[Any, None, None], record: Record, on_close: Callable[[], None]) -> Response:
+def event_stream(
+    events: Generator[Any, None, None], record: Record, on_close: Callable[[], None], headers: Headers
+) -> Response:
     """Server-sent events, one for each JSON value, and `[DONE]` at the end; or, if something breaks, the error.
 
     https://html.spec.whatwg.org/multipage/server-sent-events.html
     """
-    headers = [
+    own = [
         ("Content-Type", "text/event-stream; charset=utf-8"),
         ("Cache-Control", "no-store"),
         ("X-Accel-Buffering", "no"),  # nginx and its like pass each event on at once
     ]
-    return Response(200, headers, ClosingBody(_encode_events(events, record), on_close))
+    return Response(200, [*own, *headers], ClosingBody(_encode_events(events, record), on_close))
 
 
 def _encode_events(events: Generator[Any, None, None], record: Record) -> Generator[bytes, None, None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -133,6 +134,67 @@ def test_recycling_loses_no_request(model_path: str, tmp_path: Path) -> None:
             thread.join()
         assert statuses == [200] * 448
         assert server.said().count("Booting worker") >= 2
+
+
+def test_sigterm_refuses_what_would_begin_now(model_path: str, tmp_path: Path) -> None:
+    """Connections that are open stay so for a moment: what arrives on them is told to go elsewhere."""
+    with serving(GUNICORN, tmp_path, MODEL=model_path) as server:
+        server.get("/warmup")
+        kept = [http.client.HTTPConnection("127.0.0.1", server.port, timeout=60) for _ in range(12)]
+        connections = list(kept)
+        for connection in connections:
+            connection.request("GET", "/v1/models")
+            connection.getresponse().read()
+        body = {"context": "Write a very long story.", "max_tokens": 100}
+        answers: list[Answer] = []
+        asking = threading.Thread(target=lambda: answers.append(server.chat(**body)))
+        asking.start()
+        poll("the answer is under way", lambda: server.get("/health").json()["model"]["answering"])
+        server.process.send_signal(signal.SIGTERM)
+
+        def refused() -> http.client.HTTPResponse | None:
+            connection = kept.pop()
+            connection.request("GET", "/v1/models")
+            answer = connection.getresponse()
+            return answer if answer.status == 503 else None
+
+        answer = poll("the worker knows that it ends", refused)
+        assert json.loads(answer.read())["error"]["code"] == "draining"
+        assert answer.headers["Retry-After"] == "1"
+        assert answer.headers["Connection"] == "close"
+        for connection in connections:
+            connection.close()
+        asking.join()
+        assert answers[0].status == 200
+
+
+def test_a_client_that_leaves_ends_an_answer_that_is_not_streamed(model_path: str, tmp_path: Path) -> None:
+    with serving(GUNICORN, tmp_path, MODEL=model_path, N_CTX="8192") as server:
+        server.get("/warmup")
+        leaving = http.client.HTTPConnection("127.0.0.1", server.port)
+        leaving.request("POST", "/chat", json.dumps({"context": "Write a very long story.", "max_tokens": 8000}))
+        poll("the answer is under way", lambda: server.get("/health").json()["model"]["answering"])
+        leaving.close()
+        poll("it has ended", lambda: not server.get("/health").json()["model"]["answering"], 30)
+        assert '"finish_reason": "cancelled"' in server.said()
+
+
+def test_the_first_answer_says_where_the_time_went_also_in_a_stream(model_path: str, tmp_path: Path) -> None:
+    with serving(GUNICORN, tmp_path, MODEL=model_path) as server:
+        server.get("/warmup")
+        first = server.chat(**QUESTION, stream=True).headers["server-timing"]
+        assert {"interpreter", "load", "context"} <= {entry.partition(";")[0] for entry in first.split(", ")}
+        assert "server-timing" not in server.chat(**QUESTION, stream=True).headers
+        assert "idle" in {phase["phase"] for phase in server.get("/health").json()["cold_start"]}
+
+
+def test_gunicorn_keeps_its_heartbeat_on_disk_where_shared_memory_cannot_be_written(tmp_path: Path) -> None:
+    """Leapcell's /dev/shm is read-only; root may write everywhere, so the question is answered for it."""
+    question = "import os, runpy; os.access = lambda path, mode: path != '/dev/shm'"
+    script = f"{question}; print(runpy.run_path('gunicorn.conf.py')['worker_tmp_dir'])"
+    environ = {**os.environ, "MODEL": str(tmp_path / "none.gguf")}
+    said = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert said.stdout.strip() == "None", said.stderr
 
 
 def test_sigterm_lets_a_running_answer_finish(model_path: str, tmp_path: Path) -> None:

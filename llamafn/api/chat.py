@@ -33,7 +33,11 @@ def fields(settings: Settings) -> tuple[Field, ...]:
         generations.TEMPERATURE,
         generations.SEED,
         generations.STOP,
-        Field("timeout_ms", integer(1, 3_600_000), "The request's time, if it is less than the server allows."),
+        Field(
+            "timeout_ms",
+            integer(1, 3_600_000),
+            "When the client gives up. The answer leaves before: by DEADLINE_MARGIN_MS, or by half of a short time.",
+        ),
     )
 
 
@@ -41,7 +45,8 @@ def chat(request: Request, settings: Settings) -> Response:
     """An answer to `context`, under the system prompt `system`."""
     values, unknown = parse(request.body(settings.max_body_bytes), fields(settings))
     if "timeout_ms" in values:
-        request.deadline = request.deadline.at_most(values["timeout_ms"] / 1000)
+        seconds, margin = values["timeout_ms"] / 1000, settings.deadline_margin_ms / 1000
+        request.deadline = request.deadline.at_most(max(seconds - margin, seconds / 2))
     constraint = generations.constraint(values.get("schema", settings.chat_schema), "schema")
     messages = _messages(values, settings)
     request.record.prompt = messages

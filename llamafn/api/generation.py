@@ -164,7 +164,9 @@ def stream(
         if record.generation is not None:
             record.generation.close()
 
-    return event_stream(run(), record, close)
+    # The headers go out at once: they hold what is known by now, and the log line and /health all of it.
+    headers = [] if COLD_START.is_finished else [("Server-Timing", COLD_START.server_timing())]
+    return event_stream(run(), record, close, headers)
 
 
 def pieces(generation: Generation, request: Request) -> Generator[str, None, None]:
@@ -206,7 +208,7 @@ def _note_first_token(generation: Generation, request: Request) -> bool:
     """Whether this answer's first token was the instance's first; its log line then says where the time went."""
     if generation.began_at is None or generation.first_token_at is None:
         return False
-    if not COLD_START.finish(generation.began_at, generation.first_token_at):
+    if not COLD_START.finish(request.record.arrived_at, generation.began_at, generation.first_token_at):
         return False
     request.record.phases = COLD_START.to_json()
     return True

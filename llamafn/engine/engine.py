@@ -11,13 +11,15 @@ from llamafn.engine.generation import Generation
 from llamafn.engine.model import Model
 from llamafn.engine.sampling import Sampling
 from llamafn.engine.template import ChatTemplate
-from llamafn.engine.turn import Prompt
+from llamafn.engine.turn import Prompt, common_prefix
 from llamafn.errors import BadRequest, PromptTooLong
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from llamafn.engine.constraint.schema import Constraint
 
+# More than tokens have on average in any text; runs of white space aside, which are tokenized to their end.
+_MOST_CHARACTERS_A_TOKEN = 32
 # Stands for the user's words when the template is asked what comes before them.
 _USER_MARK = "\u27e6user\u27e7"
 
@@ -87,11 +89,16 @@ class Engine:
         return Prompt(tokens)
 
     def _fitting(self, text: str) -> list[int]:
-        tokens = self._tokenize(text)
+        # A megabyte takes a second to tokenize: what is far too long is refused for its beginning.
+        beginning = text[: self.n_ctx * _MOST_CHARACTERS_A_TOKEN]
+        tokens = self._tokenize(beginning)
+        if len(tokens) < self.n_ctx and beginning != text:
+            tokens, beginning = self._tokenize(text), text
         if len(tokens) >= self.n_ctx:
+            least = "" if beginning == text else "at least "
             raise PromptTooLong(
-                f"The prompt has {len(tokens)} tokens, {len(tokens) - self.n_ctx + 1} more than fit: the context is "
-                f"{self.n_ctx} tokens (N_CTX), and the answer needs at least one.",
+                f"The prompt has {least}{len(tokens)} tokens, {len(tokens) - self.n_ctx + 1} more than fit: the "
+                f"context is {self.n_ctx} tokens (N_CTX), and the answer needs at least one.",
                 hint="Shorten the system prompt or the message, or raise N_CTX.",
             )
         return tokens
@@ -176,8 +183,5 @@ class Engine:
             if len(self._prefixes) >= 64:
                 self._prefixes.clear()
             self._prefixes[system] = known
-        boundary = min(len(known[1]), len(tokens) - 1)
         # The user's first character may have joined the last token.
-        while tokens[:boundary] != known[1][:boundary]:
-            boundary -= 1
-        return boundary
+        return min(common_prefix(known[1], tokens), len(tokens) - 1)

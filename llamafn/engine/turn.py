@@ -62,7 +62,7 @@ class CachedSequence:
         conversation, and not at all if the whole prompt is known, which is the same request again. The same holds for
         the beginning of another system prompt.
         """
-        known = _common_prefix(self.tokens, prompt.tokens)
+        known = common_prefix(self.tokens, prompt.tokens)
         last = len(prompt.tokens) - 1
         if known > last or prompt.boundary <= known < prompt.boundary + WORTHWHILE_REUSE_TOKENS:
             return min(prompt.boundary, last)
@@ -147,7 +147,8 @@ class Turn:
         return not waits and self.ended_by is None and self.error is None
 
 
-def _common_prefix(one: Tokens[int], other: Tokens[int]) -> int:
+def common_prefix(one: Tokens[int], other: Tokens[int]) -> int:
+    """How many tokens both begin with."""
     length = min(len(one), len(other))
     if one[:length] == other[:length]:
         return length

@@ -86,6 +86,7 @@ class LambdaHandler:
                 read_body=call.read_body,
                 deadline=_time_of_function(context, settings).at_most(seconds),
                 origin={"lambda_request_id": context.aws_request_id},
+                is_authorized=call.is_authorized,
             )
         )
 

@@ -45,6 +45,7 @@ class Call(NamedTuple):
     encode: Callable[[Response, bytes], Any]  # a response and the whole of its body
     answer_bytes: int  # the most that the sender takes, as JSON
     can_stream: bool
+    is_authorized: bool  # by IAM, which alone lets anybody invoke a function directly
 
 
 class _Read(NamedTuple):
@@ -57,6 +58,7 @@ class _Read(NamedTuple):
     seconds: float = float("inf")
     answer_bytes: int = LAMBDA_ANSWER_BYTES
     can_stream: bool = False
+    is_authorized: bool = False
     body: bytes | None = None  # None: it is in the event's `body`
 
 
@@ -99,6 +101,7 @@ def decode(event: Any) -> Call:
         read.encode,
         read.answer_bytes,
         read.can_stream,
+        read.is_authorized,
     )
 
 
@@ -114,7 +117,7 @@ def _read(event: Any) -> _Read:
             if "httpMethod" in event:
                 return _read_v1(event, context)
         elif "context" in event:
-            return _Read("POST", "/chat", (), encode_direct, body=json.dumps(event).encode())
+            return _Read("POST", "/chat", (), encode_direct, is_authorized=True, body=json.dumps(event).encode())
     keys = ", ".join(sorted(map(str, event))[:20]) if isinstance(event, dict) else ""
     raise UnknownEvent(
         "This event is none that is known here. Looked for the keys requestContext (a Function URL, API Gateway, a "

@@ -62,7 +62,7 @@ def test_a_stream_adds_up_to_a_document(server: Server) -> None:
 
 def test_time_that_runs_out_closes_the_document(server: Server) -> None:
     schema = {"type": "array", "items": {"type": "string"}, "minItems": 30}
-    answer = server.chat(**QUESTION, schema=schema, max_tokens=400, timeout_ms=600)
+    answer = server.chat(**QUESTION, schema=schema, max_tokens=400, timeout_ms=1500)
     assert answer.json()["finish_reason"] == "deadline"
     assert len(content(answer, schema)) >= 30
 

@@ -84,6 +84,13 @@ def test_a_prompt_over_the_context_says_by_how_much(engine: Engine) -> None:
     assert "more than fit" in caught.value.message
 
 
+def test_a_prompt_that_is_far_too_long_is_refused_for_its_beginning(engine: Engine) -> None:
+    with pytest.raises(PromptTooLong, match=r"has at least \d+ tokens, \d+ more than fit"):
+        engine.prompt([{"role": "user", "content": "rain and sun " * 80_000}])
+    # White space becomes few tokens: what may fit is looked at whole.
+    assert engine.prompt([{"role": "user", "content": " " * engine.n_ctx * 33}]).tokens
+
+
 def test_a_long_conversation_reuses_what_is_known(engine: Engine) -> None:
     opening = [
         {"role": "system", "content": "You are a helpful assistant."},

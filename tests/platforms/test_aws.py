@@ -15,7 +15,7 @@ from llamafn.app import App
 from llamafn.errors import ModelUnavailable
 from llamafn.platforms import lambda_init
 from llamafn.platforms.aws import LambdaHandler, lambda_handler
-from llamafn.settings import Settings
+from llamafn.settings import Secret, Settings
 from llamafn.web import Request, Response
 from tests.platforms.contexts import Context
 from tests.platforms.functions import url_event
@@ -40,6 +40,14 @@ def test_it_answers_with_the_real_model(settings: Settings) -> None:
     answer = LambdaHandler(App(settings))(url_event("/chat", {**QUESTION, "stream": True}), Context())
     assert answer["statusCode"] == 200
     assert answer["body"].endswith("data: [DONE]\n\n")
+
+
+def test_a_direct_invocation_needs_no_key_and_a_url_does(settings: Settings) -> None:
+    """It has no headers to send one in, and IAM has let it in."""
+    handler = LambdaHandler(App(settings._replace(api_keys=(Secret("k1"),))))
+    assert handler(QUESTION, Context())["content"]
+    assert handler(url_event("/chat", QUESTION), Context())["statusCode"] == 401
+    assert handler({"source": "aws.events"}, Context())["warm"] is True
 
 
 def test_no_time_at_all(settings: Settings) -> None:
