@@ -7,7 +7,9 @@ import importlib
 import itertools
 import sys
 
-NAMES = ("imports", "cold", "decode", "warm", "memory", "tuning", "schema", "api", "soak", "lambda")
+NAMES = (
+    "imports", "cold", "small", "fetch", "decode", "warm", "memory", "tuning", "schema", "api", "soak", "lambda",
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

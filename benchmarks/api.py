@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
             Table("Requests refused, one connection", "1/s", refused),
             Table("A stream's first text beyond the engine's first token", "ms", overhead),
         ],
-        [f"{model.name}, {THREADS} threads, {TOKENS} tokens out, temperature 0.", rounds.note()],
+        [f"{model.name}, {THREADS} threads, {TOKENS} tokens out, temperature 0.", *rounds.notes()],
     )
     return 0
 

@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         "Our engine makes text of every token, checks for stops and the deadline, and has the abort callback armed.",
         "The bare loop samples and makes text; its thread pool lasts, as the others' do.",
         "llama-bench decodes random tokens and samples nothing. It starts with an empty context, not with a prompt.",
-        rounds.note(),
+        *rounds.notes(),
     ]
     report("decode", [Table(f"Decoding, {model.stem}", "tokens per second", rounds.values, reference)], notes)
     return 0

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     count = len(modules(HANDLER) - modules(BARE))
     report(
         "imports",
-        [Table("A fresh interpreter", "ms", rounds.values, notes=(rounds.note(),))],
+        [Table("A fresh interpreter", "ms", rounds.values, notes=rounds.notes())],
         [f"`import handler` adds {summary(over)} ms (the difference within each round) and {count} modules."],
     )
     return 0

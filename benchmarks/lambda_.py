@@ -60,10 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
         "lambda",
         [
             Table("INIT", "ms", init_rounds, "awslambdaric"),
-            Table("From nothing to the first answer", "s", firsts.values, GUNICORN, (firsts.note(),)),
-            Table("A warm /health, beyond the emulator's echo", "ms", warm.values, None, (warm.note(),)),
+            Table("From nothing to the first answer", "s", firsts.values, GUNICORN, firsts.notes()),
+            Table("A warm /health, beyond the emulator's echo", "ms", warm.values, None, warm.notes()),
             Table(
-                "First chunk of a stream, after the engine's first token", "ms", streams.values, None, (streams.note(),)
+                "First chunk of a stream, after the engine's first token", "ms", streams.values, None, streams.notes()
             ),
         ],
         [

@@ -58,12 +58,20 @@ def add_round_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
 
 
 class Rounds(NamedTuple):
-    """What each subject took in each round, and how much of one CPU others took meanwhile (the same keys)."""
+    """What each subject took in each round, and how much of one CPU others took meanwhile (the same keys).
+
+    `failures` has the last reason of each subject that failed in a round.
+    """
 
     values: list[dict[str, float]]
     disturbed: list[dict[str, float]]
+    failures: dict[str, str]
 
-    def note(self) -> str:
+    def notes(self) -> tuple[str, ...]:
+        failures = (f"{name} failed: {reason}" for name, reason in self.failures.items())
+        return (self._disturbance(), *failures)
+
+    def _disturbance(self) -> str:
         shares = [share for disturbed in self.disturbed for share in disturbed.values()]
         if not shares:
             return "No run succeeded."
@@ -81,7 +89,7 @@ def interleaved(subjects: Mapping[str, Callable[[], float]], arguments: argparse
     and the reason is printed.
     """
     names = list(subjects)
-    results = Rounds([], [])
+    results = Rounds([], [], {})
     for number in range(arguments.rounds):
         turn = number % len(names)
         values: dict[str, float] = {}
@@ -93,7 +101,8 @@ def interleaved(subjects: Mapping[str, Callable[[], float]], arguments: argparse
                 try:
                     value = subjects[name]()
                 except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
-                    print(f"  round {number + 1}: {name} failed: {str(error)[-300:]}", flush=True)
+                    results.failures[name] = " ".join(str(error)[-300:].split())
+                    print(f"  round {number + 1}: {name} failed: {results.failures[name]}", flush=True)
                     break
                 share = load.share()
                 if share < disturbed.get(name, float("inf")):

@@ -102,7 +102,7 @@ def _speed(arguments: argparse.Namespace) -> tuple[list[Table], list[str]]:
             },
             arguments,
         )
-        tables.append(Table(f"{name}, SmolLM2", "tokens a second of CPU", rounds.values, FREE, (rounds.note(),)))
+        tables.append(Table(f"{name}, SmolLM2", "tokens a second of CPU", rounds.values, FREE, rounds.notes()))
     engine.close()
     return tables, notes
 
@@ -149,7 +149,7 @@ def _choices(arguments: argparse.Namespace) -> list[Table]:
         subjects[place] = functools.partial(_milliseconds, _choice(model, context, row, sampling, schema, written))
     rounds = interleaved(subjects, arguments)
     title = f"one choice among {model.vocabulary.n_tokens:,} tokens, Qwen shape"
-    return [Table(title, "ms of CPU", rounds.values, FREE, (f"Median of {CHOICES} choices a run.", rounds.note()))]
+    return [Table(title, "ms of CPU", rounds.values, FREE, (f"Median of {CHOICES} choices a run.", *rounds.notes()))]
 
 
 def _choice(

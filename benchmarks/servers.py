@@ -6,6 +6,7 @@ not be made the same is in `note`.
 
 from __future__ import annotations
 
+import functools
 import http.client
 import json
 import os
@@ -62,11 +63,11 @@ def _functions_framework(model: Path, port: int) -> list[str]:
     return [sys.executable, "-c", start, *options]
 
 
-def _our_environment(model: Path, port: int) -> dict[str, str]:
+def _our_environment(model: Path, port: int, n_ctx: int = N_CTX, threads: int = THREADS) -> dict[str, str]:
     return {
         "MODEL": str(model),
-        "N_CTX": str(N_CTX),
-        "N_THREADS": str(THREADS),
+        "N_CTX": str(n_ctx),
+        "N_THREADS": str(threads),
         "PORT": str(port),
         "REQUEST_TIMEOUT_SECONDS": str(PATIENCE_SECONDS),
     }
@@ -88,9 +89,9 @@ FUNCTIONS_FRAMEWORK = Server(
 )
 
 
-def _flask(model: Path, port: int) -> list[str]:
+def _flask(model: Path, port: int, n_ctx: int = N_CTX, threads: int = THREADS) -> list[str]:
     options = ["--workers", "1", "--threads", "4", "--timeout", "120", "--bind", f"127.0.0.1:{port}"]
-    application = f"benchmarks.peers.flask_llama:create_app({str(model)!r}, {N_CTX}, {THREADS})"
+    application = f"benchmarks.peers.flask_llama:create_app({str(model)!r}, {n_ctx}, {threads})"
     return [str(peers.python()), "-m", "gunicorn", *options, application]
 
 
@@ -100,6 +101,16 @@ FLASK = Server(
     "/v1/chat/completions",
     "benchmarks/peers/flask_llama.py: the contract's service, made to stream; it loads as the worker starts",
 )
+
+
+def sized(server: Server, n_ctx: int, threads: int, under: Sequence[str]) -> Server:
+    """Ours or the Flask service with another context and number of threads, started `under` another command."""
+    make = functools.partial(_flask, n_ctx=n_ctx, threads=threads) if server is FLASK else server.command
+    environment = functools.partial(_our_environment, n_ctx=n_ctx, threads=threads)
+    return server._replace(
+        command=lambda model, port: [*under, *make(model, port)],
+        environment=environment if server.is_ours else server.environment,
+    )
 
 
 def _llama_cpp_server(model: Path, port: int) -> list[str]:

@@ -114,4 +114,4 @@ def _measure(group: str, model: Path, prompt: Path, arguments: argparse.Namespac
         what, _, unit = metric.rpartition(", ")
         values = [{name: run[metric] for name, run in round_.items()} for round_ in kept]
         tables.append(Table(f"{group}: {what.lower()}", unit, values, REFERENCE))
-    return [tables[0]._replace(notes=(rounds.note(),)), *tables[1:]]
+    return [tables[0]._replace(notes=rounds.notes()), *tables[1:]]

@@ -41,6 +41,7 @@ def test_a_subject_that_fails_is_left_out_and_the_reason_is_printed(capsys: pyte
     rounds = interleaved({"good": lambda: 1.0, "bad": fail}, ONCE)
     assert rounds.values == [{"good": 1.0}]
     assert "bad failed: Command '['peer']' returned non-zero exit status 3" in capsys.readouterr().out
+    assert rounds.notes()[1] == "bad failed: Command '['peer']' returned non-zero exit status 3."
 
 
 def test_the_least_disturbed_of_the_attempts_counts(monkeypatch: pytest.MonkeyPatch) -> None:
