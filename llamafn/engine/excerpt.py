@@ -11,7 +11,6 @@ joins is a part of the text, so a merge that makes no part of it is never asked 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import threading
@@ -66,6 +65,7 @@ class ExcerptVocabulary:
         self._path = path
         self._lock = threading.Lock()
         self._special = self._excerpt = _Excerpt(file, file.special)
+        self._words: frozenset[str] = frozenset()  # for which the present excerpt is enough
         self._whole: NativeVocabulary | None = None
         self._numbers = {token: number for number, token in enumerate(file.special)}
         self._longest = max(map(len, file.ids))
@@ -114,30 +114,36 @@ class ExcerptVocabulary:
 
     def _excerpt_for(self, text: str) -> _Excerpt | None:
         """The present excerpt if it is enough, else a new one; None if none will do."""
-        parts = self._parts(text)
-        if parts is None:
+        words = frozenset(_BETWEEN_WORDS.split(text))
+        new = words - self._words
+        try:
+            parts = self._parts(new)
+            if not parts <= self._excerpt.known:
+                tokens = parts | self._excerpt.known
+                if len(tokens) > _MOST_TOKENS:
+                    tokens, self._words = self._parts(words) | self._special.known, frozenset()
+                self._replace(_Excerpt(self._file, sorted(tokens)))
+        except Unsuitable:
             return None
-        present = self._excerpt
-        if not parts <= present.known:
-            tokens = parts | present.known
-            if len(tokens) > _MOST_TOKENS:
-                tokens = parts | self._special.known
-            with contextlib.suppress(Unsuitable):
-                self._excerpt = _Excerpt(self._file, sorted(tokens))
-                if present is not self._special:
-                    present.vocabulary.close()
-                return self._excerpt
-            return None
-        return present
+        if new:
+            self._words = self._words | words if len(self._words) < _MOST_TOKENS else words
+        return self._excerpt
 
-    def _parts(self, text: str) -> set[int] | None:
-        """All tokens that are a part of the text; None if there is too much to look up."""
+    def _replace(self, excerpt: _Excerpt) -> None:
+        if self._excerpt is not self._special:
+            self._excerpt.vocabulary.close()
+        self._excerpt = excerpt
+
+    def _parts(self, texts: Collection[str]) -> set[int]:
+        """All tokens that are a part of one of the texts.
+
+        Raises:
+            Unsuitable: there is too much to look up.
+        """
         longest, ids = self._longest, self._file.ids
-        words = {
-            word.encode().decode("latin-1").translate(_SPELLING).encode() for word in set(_BETWEEN_WORDS.split(text))
-        }
+        words = [text.encode().decode("latin-1").translate(_SPELLING).encode() for text in texts]
         if sum(len(word) * min(len(word), longest) for word in words) > _MOST_CANDIDATES:
-            return None
+            raise Unsuitable("a text has too many parts")
         return {
             token
             for word in words

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from llamafn.app import App
@@ -72,4 +71,6 @@ def _watch(client: socket.socket | None) -> Callable[[], bool] | None:
 
 
 def _phrase(status: int) -> str:
+    from http import HTTPStatus  # 1 ms that Lambda has no use for
+
     return HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "Unknown"
