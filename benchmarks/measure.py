@@ -101,7 +101,7 @@ def interleaved(subjects: Mapping[str, Callable[[], float]], arguments: argparse
                 try:
                     value = subjects[name]()
                 except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
-                    results.failures[name] = " ".join(str(error)[-300:].split())
+                    results.failures[name] = _without_places(" ".join(str(error)[-300:].split()))
                     print(f"  round {number + 1}: {name} failed: {results.failures[name]}", flush=True)
                     break
                 share = load.share()
@@ -114,6 +114,11 @@ def interleaved(subjects: Mapping[str, Callable[[], float]], arguments: argparse
         said = "  ".join(f"{name} {values[name]:.4g}" for name in names if name in values)
         print(f"  round {number + 1}/{arguments.rounds}: {said}", flush=True)
     return results
+
+
+def _without_places(text: str) -> str:
+    """A report is read elsewhere: where things lie on this machine says nothing there."""
+    return text.replace(str(RESULTS.parent.parent), ".").replace(str(Path.home()), "~")
 
 
 def summaries(rounds: Sequence[Mapping[str, float]]) -> dict[str, Summary]:
@@ -202,7 +207,7 @@ def report(name: str, tables: Sequence[Table], notes: Sequence[str] = ()) -> Pat
                 "name": name,
                 "date": today,
                 "commit": commit(),
-                "command": sys.argv,
+                "command": ["./build", *sys.argv[1:]],
                 "machine": where,
                 "tables": [
                     table._asdict()
