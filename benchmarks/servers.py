@@ -99,7 +99,7 @@ FLASK = Server(
     "Flask + gunicorn + Llama",
     _flask,
     "/v1/chat/completions",
-    "benchmarks/peers/flask_llama.py: the contract's service, made to stream; it loads as the worker starts",
+    "benchmarks/peers/flask_llama.py: the contract's service, made to stream, not repacked; it loads as the worker starts",
 )
 
 
@@ -118,7 +118,7 @@ def _llama_cpp_server(model: Path, port: int) -> list[str]:
     return [
         str(peers.python()),
         "-m",
-        "llama_cpp.server",
+        "benchmarks.peers.llama_cpp_server",
         *options,
         str(THREADS),
         "--port",
@@ -128,7 +128,10 @@ def _llama_cpp_server(model: Path, port: int) -> list[str]:
 
 
 LLAMA_CPP_SERVER = Server(
-    "llama_cpp.server", _llama_cpp_server, "/v1/chat/completions", "llama-cpp-python's own FastAPI server, uvicorn"
+    "llama_cpp.server",
+    _llama_cpp_server,
+    "/v1/chat/completions",
+    "llama-cpp-python's own FastAPI server, uvicorn, not repacked",
 )
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from flask import Flask, Response, request
 from llama_cpp import Llama
 
+import benchmarks.peers.not_repacked  # noqa: F401 - before a model is made
+
 
 def create_app(model: str, n_ctx: int, n_threads: int) -> Flask:
     app = Flask(__name__)
