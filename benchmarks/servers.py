@@ -99,7 +99,7 @@ FLASK = Server(
     "Flask + gunicorn + Llama",
     _flask,
     "/v1/chat/completions",
-    "benchmarks/peers/flask_llama.py: the contract's service, made to stream, not repacked; it loads as the worker starts",
+    "benchmarks/peers/flask_llama.py: the contract's service, made to stream; not repacked, loads as the worker starts",
 )
 
 
@@ -131,7 +131,7 @@ LLAMA_CPP_SERVER = Server(
     "llama_cpp.server",
     _llama_cpp_server,
     "/v1/chat/completions",
-    "llama-cpp-python's own FastAPI server, uvicorn, not repacked",
+    "llama-cpp-python's own FastAPI server, not repacked",
 )
 
 

@@ -4,4 +4,4 @@ from llama_cpp.server.__main__ import main
 
 import benchmarks.peers.not_repacked  # noqa: F401 - before the server makes its model
 
-main()
+main()  # type: ignore[no-untyped-call]
