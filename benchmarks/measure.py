@@ -101,8 +101,8 @@ def interleaved(subjects: Mapping[str, Callable[[], float]], arguments: argparse
                 try:
                     value = subjects[name]()
                 except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
-                    results.failures[name] = _without_places(" ".join(str(error)[-300:].split()))
-                    print(f"  round {number + 1}: {name} failed: {results.failures[name]}", flush=True)
+                    results.failures[name] = str(error).partition("\n")[0]
+                    print(f"  round {number + 1}: {name} failed: {str(error)[-300:]}", flush=True)
                     break
                 share = load.share()
                 if share < disturbed.get(name, float("inf")):
@@ -114,11 +114,6 @@ def interleaved(subjects: Mapping[str, Callable[[], float]], arguments: argparse
         said = "  ".join(f"{name} {values[name]:.4g}" for name in names if name in values)
         print(f"  round {number + 1}/{arguments.rounds}: {said}", flush=True)
     return results
-
-
-def _without_places(text: str) -> str:
-    """A report is read elsewhere: where things lie on this machine says nothing there."""
-    return text.replace(str(RESULTS.parent.parent), ".").replace(str(Path.home()), "~")
 
 
 def summaries(rounds: Sequence[Mapping[str, float]]) -> dict[str, Summary]:

@@ -196,7 +196,7 @@ class Running:
         until = self.started + PATIENCE_SECONDS
         while time.monotonic() < until:
             if self.process.poll() is not None:
-                raise RuntimeError(f"{self.server.name} ended by itself:\n{self.log()}")
+                raise RuntimeError(f"it ended by itself with {self.process.returncode}:\n{self.log()}")
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_SECONDS)
             try:
                 connection.request("POST", self.server.path, body, {"Content-Type": "application/json"})
@@ -209,10 +209,10 @@ class Running:
                 said = response.read()
                 connection.close()
                 if response.status != 503:
-                    raise RuntimeError(f"{self.server.name}: {response.status} {said[:500]!r}")
+                    raise RuntimeError(f"it answered {response.status}: {said[:500]!r}")
             # Short beside what is measured, long enough not to take the CPU from what is being waited for.
             time.sleep(0.001)
-        raise RuntimeError(f"{self.server.name} did not answer in {PATIENCE_SECONDS:.0f} s:\n{self.log()}")
+        raise RuntimeError(f"it did not answer in {PATIENCE_SECONDS:.0f} s:\n{self.log()}")
 
     def log(self) -> str:
         self._log.seek(0)
@@ -239,7 +239,7 @@ def answer(running: Running, body: bytes) -> Answer:
             first = first or last
             texts.append(piece)
     if not texts:
-        raise RuntimeError(f"{running.server.name} answered without any text")
+        raise RuntimeError("it answered without any text")
     return Answer(first, last, len(texts), "".join(texts))
 
 

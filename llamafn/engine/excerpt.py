@@ -44,7 +44,10 @@ class _Excerpt:
     def __init__(self, file: VocabularyFile, tokens: list[int]) -> None:
         self.tokens = tokens
         self.known = frozenset(tokens)
-        memory = os.memfd_create("vocabulary")
+        try:
+            memory = os.memfd_create("vocabulary")
+        except OSError as error:
+            raise Unsuitable("no memory for an excerpt can be had") from error
         try:
             with open(memory, "wb", closefd=False) as written:
                 written.write(file.excerpt(tokens))

@@ -229,3 +229,15 @@ def test_another_kind_of_vocabulary_is_loaded_with_the_weights(
     assert isinstance(model.vocabulary, NativeVocabulary)
     assert model.vocabulary.tokenize("Hello", add_special=False, parse_special=False)
     model.close()
+
+
+def test_without_memory_files_the_whole_vocabulary_is_loaded(model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake: no kernel that the tests run on lacks memfd_create, and a sandbox may."""
+
+    def refuse(name: str) -> int:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("os.memfd_create", refuse)
+    model = Model(model_path)
+    assert isinstance(model.vocabulary, NativeVocabulary)
+    model.close()
