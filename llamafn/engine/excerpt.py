@@ -39,18 +39,18 @@ _BYTES = {character: byte for byte, character in _SPELLING.items()}
 
 
 class _Excerpt:
-    """Some tokens, loaded: `tokens` are their numbers in the whole vocabulary, ascending."""
+    """The special tokens and `parts`, loaded: `tokens` are their numbers in the whole vocabulary."""
 
-    def __init__(self, file: VocabularyFile, tokens: list[int]) -> None:
-        self.tokens = tokens
-        self.known = frozenset(tokens)
+    def __init__(self, file: VocabularyFile, parts: Collection[int] = ()) -> None:
+        self.tokens = [*file.special, *sorted(parts)]
+        self.known = frozenset(self.tokens)
         try:
             memory = os.memfd_create("vocabulary")
         except OSError as error:
             raise Unsuitable("no memory for an excerpt can be had") from error
         try:
             with open(memory, "wb", closefd=False) as written:
-                written.write(file.excerpt(tokens))
+                written.write(file.excerpt(self.tokens[len(file.special) :]))
             self.vocabulary = load_vocabulary(f"/proc/self/fd/{memory}")
         finally:
             os.close(memory)
@@ -67,7 +67,7 @@ class ExcerptVocabulary:
         self._file = file
         self._path = path
         self._lock = threading.Lock()
-        self._special = self._excerpt = _Excerpt(file, file.special)
+        self._special = self._excerpt = _Excerpt(file)
         self._words: frozenset[str] = frozenset()  # for which the present excerpt is enough
         self._whole: NativeVocabulary | None = None
         self._numbers = {token: number for number, token in enumerate(file.special)}
@@ -122,10 +122,10 @@ class ExcerptVocabulary:
         try:
             parts = self._parts(new)
             if not parts <= self._excerpt.known:
-                tokens = parts | self._excerpt.known
-                if len(tokens) > _MOST_TOKENS:
-                    tokens, self._words = self._parts(words) | self._special.known, frozenset()
-                self._replace(_Excerpt(self._file, sorted(tokens)))
+                parts |= self._excerpt.known
+                if len(parts) > _MOST_TOKENS:
+                    parts, self._words = self._parts(words), frozenset()
+                self._replace(_Excerpt(self._file, parts - self._special.known))
         except Unsuitable:
             return None
         if new:

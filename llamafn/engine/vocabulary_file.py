@@ -19,7 +19,7 @@ from operator import itemgetter
 _KINDS = (b"gpt-2", b"qwen2", b"smollm")
 _MOST_SPECIAL = 4_096
 
-_U32, _STRING, _ARRAY = 4, 8, 9
+_U32, _I32, _STRING, _ARRAY = 4, 5, 8, 9
 _VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _header = struct.Struct("<4sIQQ")  # magic, version, tensors, entries of the metadata
 _u32 = struct.Struct("<I")
@@ -94,44 +94,51 @@ class VocabularyFile:
             merges = dict(self._entries)[_MERGES]
             self.first_merged = self.ids[self._string(self._arrays[_MERGES]).replace(b" ", b"", 1)]
             self.after_merged = self.first_merged + merges
-            types = self._arrays[_TYPES] + len(_NORMAL) * self.first_merged
-            if self._data[types : types + len(_NORMAL) * merges] != _NORMAL * merges:
-                raise Unsuitable("a merge makes a special token")
-            named = {_u32.unpack(value[4:])[0] for key, value in self._values.items() if _is_token_id(key, value)}
+            self._find_special()
+            self._write_special()
         except _DAMAGE as error:
             raise Unsuitable("it is damaged") from error
-        others = (*range(self.first_merged), *range(self.after_merged, self.n_tokens))
-        looking_special = (self.ids[text] for text in self._texts if text[-1] in _SPECIAL_ENDS)
-        self.special = sorted({*others, *looking_special, *(token for token in named if token < self.n_tokens)})
-        if len(self.special) > _MOST_SPECIAL or len(self.ids) != self.n_tokens:
-            raise Unsuitable("too many special tokens, or tokens that are alike")
 
     def text(self, token: int) -> bytes:
         return self._texts[token]
 
-    def excerpt(self, tokens: Sequence[int]) -> bytes:
-        """A GGUF without tensors that holds these tokens, which must ascend, renumbered from 0 on, and their merges.
+    def excerpt(self, parts: Sequence[int]) -> bytes:
+        """A GGUF without tensors that holds the special tokens, then `parts`, and their merges; renumbered from 0 on.
+
+        `parts` are tokens that merges make, and not special.
 
         Raises:
             Unsuitable: a merge is not that of the token in its place.
         """
-        number = {token: number for number, token in enumerate(tokens)}
-        types = self._arrays[_TYPES]
-        merged = [token for token in tokens if self.first_merged <= token < self.after_merged]
-        arrays = (
-            (_TOKENS, _STRING, len(tokens), map(_with_length, map(self.text, tokens))),
-            (_TYPES, 5, len(tokens), (self._data[types + 4 * token : types + 4 * token + 4] for token in tokens)),
-            (_MERGES, _STRING, len(merged), map(_with_length, map(self._merge, merged))),
+        count = len(self.special) + len(parts)
+        merged = sorted((*self._special_merges, *parts))  # in the order of their ranks
+        return b"".join(
+            (
+                self._special_metadata,
+                *(_with_length(_TOKENS), _array.pack(_ARRAY, _STRING, count)),
+                *(self._special_texts, *(_with_length(self._texts[token]) for token in parts)),
+                *(_with_length(_TYPES), _array.pack(_ARRAY, _I32, count)),
+                *(self._special_types, _NORMAL * len(parts)),
+                *(_with_length(_MERGES), _array.pack(_ARRAY, _STRING, len(merged))),
+                *(self._special_merges.get(token) or self._merge(token) for token in merged),
+            )
         )
-        written = [_header.pack(b"GGUF", 3, 0, len(self._values) + len(arrays))]
+
+    def _write_special(self) -> None:
+        """What is the same in every excerpt."""
+        number = {token: number for number, token in enumerate(self.special)}
+        types = self._arrays[_TYPES]
+        written = [_header.pack(b"GGUF", 3, 0, len(self._values) + 3)]
         for key, value in self._values.items():
             if _is_token_id(key, value):
                 (token,) = _u32.unpack(value[4:])
                 value = value[:4] + _u32.pack(number.get(token, token))
             written += (_with_length(key), value)
-        for key, kind, count, elements in arrays:
-            written += (_with_length(key), _array.pack(_ARRAY, kind, count), *elements)
-        return b"".join(written)
+        self._special_metadata = b"".join(written)
+        self._special_texts = b"".join(_with_length(self._texts[token]) for token in self.special)
+        self._special_types = b"".join(self._data[types + 4 * token : types + 4 * token + 4] for token in self.special)
+        merged = (token for token in self.special if self.first_merged <= token < self.after_merged)
+        self._special_merges = {token: self._merge(token) for token in merged}
 
     def _walk(self, entries: int) -> Iterator[tuple[bytes, int]]:
         """Go through the metadata; give each array's key and length, with its beginning noted in `_arrays`."""
@@ -190,13 +197,33 @@ class VocabularyFile:
             yield string
             position += 8 + len(string)
 
+    def _find_special(self) -> None:
+        merges = self.after_merged - self.first_merged
+        types = self._arrays[_TYPES] + len(_NORMAL) * self.first_merged
+        if self._data[types : types + len(_NORMAL) * merges] != _NORMAL * merges:
+            raise Unsuitable("a merge makes a special token")
+        if len(self.ids) != self.n_tokens:
+            raise Unsuitable("there are tokens that are alike")
+        named = (_u32.unpack(value[4:])[0] for key, value in self._values.items() if _is_token_id(key, value))
+        self.special = sorted(
+            {
+                *range(self.first_merged),
+                *range(self.after_merged, self.n_tokens),
+                *(token for token in named if token < self.n_tokens),
+                *(self.ids[text] for text in self._texts if text[-1] in _SPECIAL_ENDS),
+            }
+        )
+        if len(self.special) > _MOST_SPECIAL:
+            raise Unsuitable("there are too many special tokens")
+
     def _merge(self, token: int) -> bytes:
+        """The merge that makes a token, as it lies in the file."""
         rank = token - self.first_merged
         start = self._before_token[token] - self._before_token[self.first_merged] + 9 * rank
         merge = self._string(self._arrays[_MERGES] + start)
         if merge.replace(b" ", b"", 1) != self.text(token):
             raise Unsuitable("the merges do not make the tokens one by one")
-        return merge
+        return _with_length(merge)
 
 
 def _is_token_id(key: bytes, value: bytes) -> bool:
