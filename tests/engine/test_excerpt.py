@@ -141,21 +141,41 @@ def test_threads_may_tokenize_together(excerpted: ExcerptVocabulary, whole: Nati
     assert found == {text: whole.tokenize(text, add_special=False, parse_special=False) for text in texts}
 
 
-def test_tokens_of_256_bytes_and_more_are_read(model_path: str, tmp_path: Path, whole: NativeVocabulary) -> None:
-    """Qwen's own vocabulary has such; SmolLM2's longest is given more."""
-    data = Path(model_path).read_bytes()[: 8 << 20]
-    longest = max((whole.piece(token) for token in range(whole.n_tokens)), key=len)
-    spelled = longest.decode().translate(excerpt._SPELLING).encode()
-    longer = (spelled * (300 // len(spelled) + 1))[:300]
-    at = data.index(struct.pack("<Q", len(spelled)) + spelled)
-    changed = data[:at] + struct.pack("<Q", len(longer)) + longer + data[at + 8 + len(spelled) :]
+@pytest.mark.parametrize("lengthened", [1, 3])
+def test_tokens_of_256_bytes_and_more_are_read(
+    model_path: str, tmp_path: Path, whole: NativeVocabulary, lengthened: int
+) -> None:
+    """Qwen's own vocabulary has such. Here the longest of SmolLM2's are made so, with their merges."""
+    data = Path(model_path).read_bytes()
+    longest = sorted((whole.piece(token) for token in range(whole.n_tokens)), key=len)[-lengthened:]
+    for piece in longest:
+        spelled = piece.decode().translate(excerpt._SPELLING).encode()
+        last = spelled.decode()[-1].encode()
+        more = last * (320 // len(last))  # twice that is a multiple of what tensors are aligned to
+        token = struct.pack("<Q", len(spelled)) + spelled
+        assert data.count(token) == 1
+        data = data.replace(token, struct.pack("<Q", len(spelled) + 320) + spelled + more)
+        # Its merge is a byte longer; which of its bytes is the space, only the file knows.
+        end = data.index(b"tokenizer.ggml.merges")
+        for cut in range(1, len(spelled)):
+            merge = struct.pack("<Q", len(spelled) + 1) + spelled[:cut] + b" " + spelled[cut:]
+            if data.find(merge, end) >= 0:
+                longer = struct.pack("<Q", len(spelled) + 321) + merge[8:] + more
+                data = data[:end] + data[end:].replace(merge, longer, 1)
+                break
+        else:
+            raise AssertionError(f"no merge makes {spelled!r}")
     path = tmp_path / "long.gguf"
-    path.write_bytes(changed)
-    file = VocabularyFile(str(path))
-    with pytest.raises(Unsuitable):  # its merge is not as long as it says
-        file.read()
-    assert file.ids[longer] > 0
-    assert len(file.ids) == whole.n_tokens
+    path.write_bytes(data)
+    vocabulary, reference = _excerpted(str(path)), load_vocabulary(str(path))
+    every = range(reference.n_tokens)
+    assert [vocabulary.piece(token) for token in every] == [reference.piece(token) for token in every]
+    for text in (longest[0].decode(), "¿Cuándo debo regar?" + longest[-1].decode() * 3):
+        assert vocabulary.tokenize(text, add_special=True, parse_special=True) == reference.tokenize(
+            text, add_special=True, parse_special=True
+        )
+    vocabulary.close()
+    reference.close()
 
 
 @pytest.mark.parametrize(
