@@ -50,7 +50,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     model = model_path(arguments.model)
     page_cache.warm(model)
-    workload = WORKLOADS["short"]
+    notes = [
+        f"{model.name}, {TOKENS} tokens, {THREADS} threads, greedy, weights not repacked.",
+        "Our engine makes text of every token, checks for stops and the deadline, and has the abort callback armed.",
+        "The bare loop samples and makes text; its thread pool lasts, as the others' do.",
+        "llama-bench decodes random tokens after as many others and samples nothing. It and the bare loop use flash "
+        "attention, llama.cpp's default.",
+    ]
+    tables = [_table(workload, depth, model, arguments) for workload, depth in (("short", 58), ("long", 1100))]
+    report("decode", tables, notes)
+    return 0
+
+
+def _table(name: str, depth: int, model: Path, arguments: argparse.Namespace) -> Table:
+    workload = WORKLOADS[name]
     asked = json.dumps([str(model), workload.system, workload.user])
     llama_bench = llama_server.find("llama-bench")
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as prompt:
@@ -61,18 +74,11 @@ def run(arguments: argparse.Namespace) -> int:
             "bare loop": lambda: _bare(model, Path(prompt.name)),
         }
         if llama_bench is not None:
-            subjects["llama-bench"] = lambda: _llama_bench(llama_bench, model)
+            subjects["llama-bench"] = lambda: _llama_bench(llama_bench, model, depth)
         rounds = interleaved(subjects, arguments)
     reference = "bare loop" if llama_bench is None else "llama-bench"
-    notes = [
-        f"{model.name}, {TOKENS} tokens, {THREADS} threads, greedy, weights not repacked.",
-        "Our engine makes text of every token, checks for stops and the deadline, and has the abort callback armed.",
-        "The bare loop samples and makes text; its thread pool lasts, as the others' do.",
-        "llama-bench decodes random tokens and samples nothing. It starts with an empty context, not with a prompt.",
-        *rounds.notes(),
-    ]
-    report("decode", [Table(f"Decoding, {model.stem}", "tokens per second", rounds.values, reference)], notes)
-    return 0
+    title = f"Decoding after {depth} tokens, {model.stem}"
+    return Table(title, "tokens per second", rounds.values, reference, rounds.notes())
 
 
 def _our_engine(asked: str) -> float:
@@ -89,8 +95,23 @@ def _bare(model: Path, prompt: Path) -> float:
     return (TOKENS - 1) / (moments["end"] - moments["first_token"])
 
 
-def _llama_bench(binary: Path, model: Path) -> float:
-    options = ["-p", "0", "-n", str(TOKENS), "-t", str(THREADS), "-r", "1", "-o", "json", "--repack", "0"]
+def _llama_bench(binary: Path, model: Path, depth: int) -> float:
+    options = [
+        "-p",
+        "0",
+        "-n",
+        str(TOKENS),
+        "-d",
+        str(depth),
+        "-t",
+        str(THREADS),
+        "-r",
+        "1",
+        "-o",
+        "json",
+        "--repack",
+        "0",
+    ]
     command = [str(binary), "-m", str(model), *options]
     found = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
     return float(json.loads(found.stdout)[0]["avg_ts"])

@@ -12,6 +12,9 @@ from llamafn.errors import EngineError
 
 # The most tokens of a prompt in one batch. Larger reads no faster on a CPU, and takes longer to stop.
 BATCH_TOKENS = 256
+# Off. On a CPU it is a twentieth faster with an empty context; after 1,000 tokens a fifth slower for each token of an
+# answer, and three times slower for the few tokens that are read after a snapshot. docs/cold-start.md has the figures.
+FLASH_ATTENTION = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
 
 
 class Chunk(NamedTuple):
@@ -38,6 +41,7 @@ class Context:
         parameters.n_ctx = n_ctx * n_sequences
         parameters.n_seq_max = n_sequences
         parameters.n_batch = parameters.n_ubatch = BATCH_TOKENS
+        parameters.flash_attn_type = FLASH_ATTENTION
         parameters.n_threads = parameters.n_threads_batch = n_threads
         parameters.no_perf = True
         abort.arm(parameters)

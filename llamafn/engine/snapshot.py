@@ -24,7 +24,7 @@ from typing import NamedTuple, Protocol
 
 from llamafn.deadline import Deadline
 from llamafn.engine.bindings import release
-from llamafn.engine.context import BATCH_TOKENS
+from llamafn.engine.context import BATCH_TOKENS, FLASH_ATTENTION
 
 log = logging.getLogger("llamafn")
 
@@ -277,7 +277,7 @@ class SnapshotStore:
     def _identity(self) -> bytes:
         """What a snapshot depends on beside its tokens. Asked for when the model's file is whole."""
         model = fingerprint(*self._model_paths)
-        context = f"n_ctx={self._n_ctx} sequences={self._parallel} batch={BATCH_TOKENS} kv=f16"
+        context = f"n_ctx={self._n_ctx} sequences={self._parallel} batch={BATCH_TOKENS} kv=f16 fa={FLASH_ATTENTION}"
         return f"{model} llama.cpp {release()} {context} ".encode()
 
 
