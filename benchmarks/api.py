@@ -55,12 +55,13 @@ def run(arguments: argparse.Namespace) -> int:
         servers.answer(running, ours.body(WORKLOADS["short"], 1))
         refused = [{"ours": _refused_per_second(running.port)} for _ in range(arguments.rounds)]
         overhead = [{"ours": value} for value in _first_byte(running, 20 * arguments.rounds)]
+    reference = "llama-server" if binary is not None else None
     late = [dict(zip(first, values, strict=True)) for values in zip(*first.values(), strict=True)]
     report(
         "api",
         [
-            Table(f"{CLIENTS} clients at once, {PARALLEL} side by side", "tokens/s", rounds.values),
-            Table("Their worst time to the first token", "s", late),
+            Table(f"{CLIENTS} clients at once, {PARALLEL} side by side", "tokens/s", rounds.values, reference),
+            Table("Their worst time to the first token", "s", late, reference),
             Table("Requests refused, one connection", "1/s", refused),
             Table("A stream's first text beyond the engine's first token", "ms", overhead),
         ],

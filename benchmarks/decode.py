@@ -54,8 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
         f"{model.name}, {TOKENS} tokens, {THREADS} threads, greedy, weights not repacked.",
         "Our engine makes text of every token, checks for stops and the deadline, and has the abort callback armed.",
         "The bare loop samples and makes text; its thread pool lasts, as the others' do.",
-        "llama-bench decodes random tokens after as many others and samples nothing. It and the bare loop use flash "
-        "attention, llama.cpp's default.",
+        "llama-bench decodes random tokens after as many others, and samples nothing.",
+        "It and the bare loop use flash attention, llama.cpp's default.",
     ]
     tables = [_table(workload, depth, model, arguments) for workload, depth in (("short", 58), ("long", 1100))]
     report("decode", tables, notes)
