@@ -12,8 +12,8 @@ from llamafn.errors import EngineError
 
 # The most tokens of a prompt in one batch. Larger reads no faster on a CPU, and takes longer to stop.
 BATCH_TOKENS = 256
-# Off. On a CPU it is a twentieth faster with an empty context; after 1,000 tokens a fifth slower for each token of an
-# answer, and three times slower for the few tokens that are read after a snapshot. docs/cold-start.md has the figures.
+# Off. On a CPU it writes a sixth faster while the context is nearly empty; after 1,000 tokens a fifth slower, and it
+# reads the few tokens that follow a snapshot three times slower. docs/cold-start.md has the figures.
 FLASH_ATTENTION = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
 
 
