@@ -358,7 +358,7 @@ VARIABLES = (
         switch,
         False,
         "`1` or `0`",
-        "Load the model before the first request, wherever that is safe.",
+        "Load the model before the first request, wherever that is safe: not under functions-framework, which forks.",
         "`0`",
     ),
     Variable(
