@@ -57,15 +57,18 @@ def test_listing_commands_imports_none_of_them() -> None:
     assert listed.stderr.strip() == ""
 
 
-@pytest.mark.parametrize(("failing", "status"), [("none", 0), ("check", 3), ("engine", 3), ("test", 3)])
+STEPS = ["check", "engine", "engine --arch arm64", "test"]
+
+
+@pytest.mark.parametrize(("failing", "status"), [("none", 0), *((step, 3) for step in STEPS)])
 def test_ci_runs_all_and_fails_if_one_does(tmp_path: Path, failing: str, status: int) -> None:
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
     stand_in = tmp_path / "build"
-    stand_in.write_text(f'#!/bin/sh\necho "$1 ran"\n[ "$1" = {failing} ] && exit 3\nexit 0\n', encoding="utf-8")
+    stand_in.write_text(f'#!/bin/sh\necho "$*"\n[ "$*" = "{failing}" ] && exit 3\nexit 0\n', encoding="utf-8")
     stand_in.chmod(0o755)
 
     ran = subprocess.run([tmp_path / ".ci" / "run"], capture_output=True, text=True, timeout=60, check=False)
 
-    assert ran.stdout == "check ran\nengine ran\ntest ran\n"
+    assert ran.stdout.splitlines() == STEPS
     assert ran.returncode == status
