@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from commands.engine_wheel import zig_tools
 from commands.kept_build import cache_root
 from commands.portable_engine import ARCHITECTURES, Recipe, keep_variants, portable_engine, this_architecture
 from commands.terminal import CommandFailed
+from tests.commands.qemu import arm64_python, run_emulated
 from tests.servers import ROOT
 
 # What every Amazon Linux has. Everything else that the engine needs has to be inside it.
@@ -83,33 +82,18 @@ def test_no_path_of_the_machine_that_built_it_is_inside(libraries: list[Path]) -
         ("max", "armv8.6_2"),
     ],
 )
-def test_each_arm_cpu_picks_its_variant(cpu: str, variant: str) -> None:
-    """Under qemu, with an arm64 Python: QEMU_LD_PREFIX names a directory into which Debian's packages were unpacked."""
-    qemu = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
-    prefix = Path(os.environ.get("QEMU_LD_PREFIX", "/nonexistent"))
-    python = next(prefix.glob("usr/bin/python3*"), None)
-    if qemu is None or python is None:
-        pytest.skip("no qemu-aarch64, or no Python in QEMU_LD_PREFIX")
-    recipe = Recipe.of("arm64")
-    if not (cache_root(os.environ) / "engines" / recipe.name).exists():
-        pytest.skip("./build engine --arch arm64 has not been run")
+def test_each_arm_cpu_picks_its_variant(tmp_path: Path, cpu: str, variant: str) -> None:
+    arm64_python()
     script = (
         "import llamafn.engine.bindings\n"
         "print(*{line.split()[-1] for line in open('/proc/self/maps') if 'libggml-cpu-' in line})"
     )
-    environ = {"PYTHONPATH": f"{ROOT}:{portable_engine(recipe, os.environ)}", "PYTHONDONTWRITEBYTECODE": "1"}
+    engine = portable_engine(Recipe.of("arm64"), os.environ)
+    environ = {"PYTHONPATH": f"{ROOT}:{engine}", "PYTHONDONTWRITEBYTECODE": "1"}
 
-    done = subprocess.run(
-        [qemu, "-cpu", cpu, "-L", prefix, python, "-S", "-c", script],
-        env=environ,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if "unable to find CPU model" in done.stderr:
-        pytest.skip(done.stderr.strip())
+    mapped = run_emulated(cpu, ["-c", script], tmp_path, environ)
 
-    assert Path(done.stdout.strip()).name == f"libggml-cpu-{variant}.so", done.stderr
+    assert Path(mapped.strip()).name == f"libggml-cpu-{variant}.so"
 
 
 def test_the_same_architecture_has_one_name_for_each_recipe() -> None:

@@ -17,6 +17,7 @@ from commands.assembly import ALWAYS, PURPOSES, Plan, assemble, compile_bytecode
 from commands.portable_engine import ARCHITECTURES, this_architecture
 from commands.terminal import CommandFailed
 from commands.zip import sizes_in, write_zip
+from tests.commands.qemu import arm64_python, run_emulated
 from tests.servers import ROOT
 
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -125,6 +126,26 @@ def test_every_variant_that_this_cpu_has_answers(
     # The better one of the two that are there.
     (mapped,) = [Path(path).name for path in found["mapped"] if "ggml-cpu" in path]
     assert mapped == f"libggml-cpu-{variant}.so"
+
+
+def test_the_arm64_zip_answers_under_emulation(tmp_path: Path, model_path: str) -> None:
+    python = arm64_python().name.removeprefix("python")
+    assemble(Plan("lambda", "arm64", python), tmp_path / "task", os.environ)
+    output = tmp_path / "found.json"
+
+    run_emulated(
+        "neoverse-n1",
+        ["-c", INVOKE, output],
+        tmp_path / "task",
+        {"MODEL": model_path, "N_THREADS": "1", "REQUEST_TIMEOUT_SECONDS": "600"},
+        json.dumps(chat("Hello")),
+    )
+
+    found = json.loads(output.read_text(encoding="utf-8"))
+    assert found["answer"]["statusCode"] == 200, found
+    assert json.loads(found["answer"]["body"])["usage"]["completion_tokens"] == 4
+    (mapped,) = [Path(path) for path in found["mapped"] if "ggml-cpu" in path]
+    assert mapped == tmp_path / "task" / "llama_cpp" / "lib" / "libggml-cpu-armv8.2_2.so"
 
 
 def test_the_same_files_give_the_same_bytes(assembled: Path, archive: Path, tmp_path: Path) -> None:
