@@ -23,6 +23,12 @@ with one message that lists every such variable.
 |---|---|---|---|
 """
 
+CONFIGURATION_FOOT = """
+Read as everywhere else, and not listed above: `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` (a proxy that takes
+`CONNECT`, at `http://host:port` or `http://user:password@host:port`), `SSL_CERT_FILE` and `SSL_CERT_DIR` (authorities
+that sign certificates), and AWS's own for credentials, profiles and the region.
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a file is out of date")
@@ -45,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def generated() -> dict[Path, str]:
     """Each generated file and what has to be in it."""
-    return {CONFIGURATION: CONFIGURATION_HEAD + "".join(map(_row, VARIABLES))}
+    return {CONFIGURATION: CONFIGURATION_HEAD + "".join(map(_row, VARIABLES)) + CONFIGURATION_FOOT}
 
 
 def _row(variable: Variable) -> str:

@@ -17,6 +17,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from llamafn import __version__
 from llamafn.errors import FetchFailed, FetchRefused
+from llamafn.fetch.proxy import proxy_for
 
 MOST_REDIRECTS = 5
 # What has a meaning in an address, and so is left as it is; the rest is encoded.
@@ -167,12 +168,16 @@ class Connection:
 
     def _connect(self, origin: tuple[str, str, int], timeout: float) -> http.client.HTTPConnection:
         scheme, host, port = origin
+        proxy = proxy_for(host, port) if scheme == "https" else None
+        near = (proxy.host, proxy.port) if proxy else (host, port)
         if scheme == "https":
             client: http.client.HTTPConnection = http.client.HTTPSConnection(
-                host, port, timeout=timeout, context=_tls_context()
+                *near, timeout=timeout, context=tls_context()
             )
         else:
-            client = http.client.HTTPConnection(host, port, timeout=timeout)
+            client = http.client.HTTPConnection(*near, timeout=timeout)
+        if proxy:
+            client.set_tunnel(host, port, proxy.headers)
         try:
             client.connect()
         except ssl.SSLCertVerificationError as error:
@@ -180,6 +185,12 @@ class Connection:
                 f"The certificate of {host} cannot be verified: {error.verify_message}.",
                 hint="Check the clock and the system's CA certificates (package ca-certificates, or SSL_CERT_FILE).",
             ) from error
+        except ssl.SSLError:
+            raise
+        except OSError as error:
+            if proxy is None:
+                raise
+            raise ConnectionError(f"the proxy {proxy.host}:{proxy.port} (HTTPS_PROXY): {error}") from error
         # HTTPResponse takes the socket away from its connection where the server says `Connection: close`.
         self._client, self._socket, self._origin = client, client.sock, origin
         return client
@@ -212,7 +223,7 @@ def _host(url: str) -> str:
 
 
 @functools.cache
-def _tls_context() -> ssl.SSLContext:
+def tls_context() -> ssl.SSLContext:
     """Shared, because reading the CA certificates takes longer than a handshake."""
     paths = ssl.get_default_verify_paths()
     if paths.cafile or paths.capath:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import socketserver
+import ssl
 import struct
 import threading
 import zlib
@@ -50,7 +51,7 @@ Fault = Callable[[Asked], Answer | None]
 class ScriptedServer:
     """Serves `objects` by path. Each of `faults` is asked first and may answer instead; the first answer counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.objects: dict[str, bytes] = {}
         self.faults: list[Fault] = []
         self.asked: list[Asked] = []
@@ -81,6 +82,11 @@ class ScriptedServer:
         self._server = Server(("127.0.0.1", 0), Handler)
         self.port: int = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
+        if tls is not None:
+            # Each connection's own thread shakes hands, at its first read.
+            listening = self._server.socket
+            self._server.socket = tls.wrap_socket(listening, server_side=True, do_handshake_on_connect=False)
+            self.url = f"https://127.0.0.1:{self.port}"
         self._connections: list[socket.socket] = []
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
