@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from llamafn.app import App
 from llamafn.deadline import Deadline
 from llamafn.errors import AnswerTooLarge, HTTPError
-from llamafn.platforms import aws_events, lambda_init
+from llamafn.platforms import aws_events
 from llamafn.platforms.aws_events import Call
 from llamafn.settings import Settings
 from llamafn.web import Request, Response, error_response
@@ -54,6 +54,8 @@ class LambdaHandler:
         """
         settings = self._app.settings
         if aws_events.is_ping(event):
+            from llamafn.platforms import lambda_init
+
             return lambda_init.warm(settings, _time_of_function(context, settings))
         call = aws_events.decode(event)
         response, body = _collect(self._respond(call, context))
@@ -94,6 +96,8 @@ class LambdaHandler:
 def lambda_handler(app: App) -> LambdaHandler:
     """The app as a Lambda handler. On Lambda, this is where INIT loads the model, if it is to."""
     if "AWS_LAMBDA_RUNTIME_API" in os.environ:
+        from llamafn.platforms import lambda_init  # a millisecond that the other doors do not need
+
         lambda_init.initialize(app.settings, os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand"))
     return LambdaHandler(app)
 
