@@ -71,6 +71,8 @@ def measure(
     arguments: argparse.Namespace,
 ) -> list[Table]:
     """Seconds to the first token, and to the last; and of a snapshot's loading, where there is one."""
+    if found := next(model.parent.glob("*.snapshot"), None):
+        raise SystemExit(f"{found}: remove it, or those who shall read the prompt find it read.")
     loads: list[dict[str, float]] = []
     answers: dict[tuple[str, float], servers.Answer] = {}  # by name and seconds to the first token
 

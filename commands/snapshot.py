@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 from pathlib import Path
 
 
@@ -39,6 +40,22 @@ def run(arguments: argparse.Namespace) -> int:
             f"No snapshot was kept of {len(prefix)} tokens.",
             hint="A prompt of a few tokens is read sooner than a file; else, can the directory be written to?",
         )
+    if settings.snapshot_dir is not None:
+        try:
+            path = _put_into(settings.snapshot_dir, path)
+        except OSError as error:
+            raise CommandFailed(f"The snapshot cannot be put into {settings.snapshot_dir}: {error}.") from error
     print(f"{path}: {len(prefix)} tokens, {os.path.getsize(path) / 1e6:.1f} MB, for N_CTX={settings.n_ctx}")
     print("It is found beside the model and in SNAPSHOT_DIR, by the same model and N_CTX.")
     return 0
+
+
+def _put_into(directory: str, path: str) -> str:
+    """The snapshot's path there: it may have been known already, and lie beside the model."""
+    wanted = os.path.join(directory, os.path.basename(path))
+    if not os.path.exists(wanted):
+        os.makedirs(directory, exist_ok=True)
+        unfinished = f"{wanted}.{os.getpid()}"
+        shutil.copyfile(path, unfinished)
+        os.replace(unfinished, wanted)
+    return wanted
