@@ -43,6 +43,27 @@ def strings(draw: st.DrawFn) -> dict[str, Any]:
     return {"type": "string", "minLength": least, **({} if most is None else {"maxLength": most})}
 
 
+# In Python's dialect, which is that of `jsonschema`.
+PATTERNS = (
+    r"^[A-Z]{2,3}-\d+(a|bc)?$",
+    "maíz|frijol",
+    r"^(\w+\s)*\S$",
+    r"^$|^[^\s\d]{2}\.?$",
+    r"(^a|b$)",
+    r'^\D"\\\n?$',
+    r"[\u4e00-\u9fff]ñ",
+    r"^(a*b?)*?c{2,}$",
+    r"^\W.+[^\W]$",
+    "",
+)
+FORMATS = ("date", "time", "date-time", "email", "hostname", "ipv4", "uri", "uuid")
+
+
+@st.composite
+def patterns(draw: st.DrawFn) -> dict[str, Any]:
+    return {"type": "string", "pattern": draw(st.sampled_from(PATTERNS)), "maxLength": draw(st.integers(7, 12))}
+
+
 @st.composite
 def numbers(draw: st.DrawFn) -> dict[str, Any]:
     """With bounds that leave room for a number of few digits."""
@@ -73,6 +94,8 @@ def arrays(draw: st.DrawFn, values: st.SearchStrategy[Any]) -> dict[str, Any]:
 leaves = (
     st.sampled_from([{}, {"type": "object"}, {"type": ["null", "boolean"]}, True])
     | strings()
+    | patterns()
+    | st.sampled_from(FORMATS).map(lambda name: {"type": "string", "format": name})
     | numbers()
     | scalars.map(lambda value: {"const": value})
     | st.lists(scalars, min_size=1, max_size=5).map(lambda values: {"enum": values})
@@ -88,7 +111,8 @@ schemas = st.recursive(
 
 def check(schema: Any, text: str) -> None:
     """Fail unless `text` is JSON and valid."""
-    jsonschema.Draft202012Validator(schema).validate(json.loads(text, parse_constant=_refuse))
+    validator = jsonschema.Draft202012Validator
+    validator(schema, format_checker=validator.FORMAT_CHECKER).validate(json.loads(text, parse_constant=_refuse))
 
 
 def _refuse(name: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import NamedTuple
 
-from llamafn.engine.constraint.grammar import Position, Symbol
+from llamafn.engine.constraint.symbol import Position, Symbol
 
 DIGITS = 15
 # Bounds and values are integers in units of the last digit that a number can have.

@@ -14,10 +14,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from llamafn.engine.constraint.grammar import Alternative, Literals, Position, Rule, State, String, Symbol, settle
+from llamafn.engine.constraint.expression import Refused
+from llamafn.engine.constraint.formats import FORMATS
+from llamafn.engine.constraint.grammar import Alternative, Literals, Rule, State, settle
 from llamafn.engine.constraint.keywords import check_keywords, is_of, quote, resolve, types_of
 from llamafn.engine.constraint.number import Number, lower_bound, upper_bound
 from llamafn.engine.constraint.overlap import apart
+from llamafn.engine.constraint.pattern import Pattern
+from llamafn.engine.constraint.string import String
+from llamafn.engine.constraint.symbol import Position, Symbol
 from llamafn.errors import InvalidSchema
 
 MAX_BYTES = 32_768
@@ -25,6 +30,7 @@ MAX_DEPTH = 64  # schemas within schemas, references followed
 MAX_SCHEMAS = 2_000
 MAX_ALTERNATIVES = 32  # of one anyOf or oneOf
 MAX_SHORTEST_BYTES = 16_384
+MAX_PATTERN_NODES = 20_000  # of all patterns and formats, with repetitions written out
 
 
 class Constraint:
@@ -93,6 +99,7 @@ class _Compiler:
         self._referenced: dict[str, Rule] = {}
         self._any: Rule | None = None
         self._schemas = 0
+        self._pattern_nodes = 0
 
     def compile(self) -> Constraint:
         root = self._symbol(self._document, "#", 0)
@@ -193,13 +200,38 @@ class _Compiler:
         if name == "array":
             return self._array(schema, path, depth)
         if name == "string":
-            least, most = _limits(schema, "minLength", "maxLength", path)
-            return self._rule(Alternative(b'"', (String(least, most),)))
+            return self._rule(Alternative(b'"', (self._string(schema, path),)))
         if name == "boolean":
             return self._rule(Alternative(b"true", ()), Alternative(b"false", ()))
         if name == "null":
             return self._rule(Alternative(b"null", ()))
         return _number(name == "integer", schema, path)
+
+    def _string(self, schema: Mapping[str, Any], path: str) -> Symbol:
+        least, most = _limits(schema, "minLength", "maxLength", path)
+        keyword = "pattern" if "pattern" in schema else "format"
+        if keyword not in schema:
+            return String(least, most)
+        value = schema[keyword]
+        if not isinstance(value, str):
+            raise InvalidSchema(f"{path}/{keyword}: found {quote(value)}; expected a string.")
+        if "pattern" in schema and "format" in schema:
+            raise InvalidSchema(f"{path}: `format` beside `pattern` is not enforced here.")
+        if keyword == "format" and value not in FORMATS:
+            raise InvalidSchema(
+                f"{path}/format: {quote(value)} is not enforced here, and would be broken.",
+                hint=f"Leave it out. Enforced are {', '.join(FORMATS)}.",
+            )
+        try:
+            pattern = Pattern(FORMATS[value] if keyword == "format" else value, least, most)
+        except Refused as error:
+            raise InvalidSchema(f"{path}/{keyword}: found {quote(value)}: {error}.") from error
+        if pattern.cost == math.inf:
+            raise InvalidSchema(f"{path}/{keyword}: no string of {least} to {most} characters matches {quote(value)}.")
+        self._pattern_nodes += pattern.size
+        if self._pattern_nodes > MAX_PATTERN_NODES:
+            raise InvalidSchema(f"The schema's patterns have more than {MAX_PATTERN_NODES:,} parts together.")
+        return pattern
 
     def _array(self, schema: Mapping[str, Any], path: str, depth: int) -> Symbol:
         least, most = _limits(schema, "minItems", "maxItems", path)
