@@ -18,6 +18,15 @@ from llamafn.engine.sampling import Sampling
 from llamafn.errors import BadRequest
 from tests.engine.schemas import FARM, TREE, check, schemas
 
+LOT: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "fecha": {"type": "string", "format": "date"},
+        "lote": {"type": "string", "pattern": r"^[A-Z]{2}-\d{3}$"},
+        "nota": {"type": "string", "pattern": r"^[^\d]+\.$", "maxLength": 40},
+    },
+    "required": ["fecha", "lote", "nota"],
+}
 GREEDY = Sampling(temperature=0)
 WILD = Sampling(temperature=2, top_k=0, top_p=1, min_p=0, seed=7)
 
@@ -41,7 +50,9 @@ def answer(
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=0.2, seed=1), WILD], ids=["greedy", "cool", "wild"])
-@pytest.mark.parametrize("schema", [FARM, TREE, {"type": "object"}, {}], ids=["farm", "tree", "object", "anything"])
+@pytest.mark.parametrize(
+    "schema", [FARM, LOT, TREE, {"type": "object"}, {}], ids=["farm", "lot", "tree", "object", "anything"]
+)
 def test_an_answer_is_valid(engine: Engine, schema: Any, sampling: Sampling) -> None:
     answer(engine, schema, sampling=sampling, max_tokens=60)
 

@@ -14,13 +14,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from llamafn.engine.constraint.expression import Refused
-from llamafn.engine.constraint.formats import FORMATS
 from llamafn.engine.constraint.grammar import Alternative, Literals, Rule, State, settle
 from llamafn.engine.constraint.keywords import check_keywords, is_of, quote, resolve, types_of
 from llamafn.engine.constraint.number import Number, lower_bound, upper_bound
 from llamafn.engine.constraint.overlap import apart
-from llamafn.engine.constraint.pattern import Pattern
 from llamafn.engine.constraint.string import String
 from llamafn.engine.constraint.symbol import Position, Symbol
 from llamafn.errors import InvalidSchema
@@ -212,6 +209,11 @@ class _Compiler:
         keyword = "pattern" if "pattern" in schema else "format"
         if keyword not in schema:
             return String(least, most)
+        # 5 ms that schemas without them do not need.
+        from llamafn.engine.constraint.expression import Refused
+        from llamafn.engine.constraint.formats import FORMATS
+        from llamafn.engine.constraint.pattern import Pattern
+
         value = schema[keyword]
         if not isinstance(value, str):
             raise InvalidSchema(f"{path}/{keyword}: found {quote(value)}; expected a string.")
