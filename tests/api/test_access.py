@@ -80,3 +80,10 @@ def test_a_bad_key_stops_the_start_and_is_not_shown(value: str) -> None:
 
 def test_the_settings_do_not_show_them() -> None:
     assert "first-key" not in repr(KEYS)
+
+
+def test_health_shows_no_secret_of_the_models_address() -> None:
+    address = "https://user:secret@models.example/farm.gguf?X-Amz-Signature=secret#secret"
+    found = ask("/health", settings=Settings.from_env({"MODEL": address}))
+    assert found.json()["model"]["uri"] == "https://models.example/farm.gguf"
+    assert b"secret" not in found.body
