@@ -5,6 +5,8 @@ One worker, so that the model is in memory once, and threads, so that /health an
 
 import os
 import signal
+import socket
+import struct
 import sys
 from typing import Any
 
@@ -31,6 +33,8 @@ keepalive = 5
 # gunicorn's heartbeat would stall on a slow disk. Leapcell's /dev/shm is read-only, and then its /tmp is memory.
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 preload_app = _settings.preload
+# A client that takes nothing for so long has left, and must not keep the turn of its answer.
+_SEND_SECONDS = 10
 # Its control socket would be in $HOME, which serverless platforms do not let us write to.
 control_socket_disable = True
 
@@ -41,6 +45,8 @@ def _is_loopback(host: str) -> bool:
 
 def when_ready(server: Any) -> None:
     """In the master, before any worker: map the weights once, for every worker that will follow."""
+    for listener in server.LISTENERS:  # whose connections inherit it: socket(7)
+        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_SECONDS, 0))
     if not _settings.api_keys and not _is_loopback(_settings.host):
         server.log.warning(
             "Listening on %s without API_KEYS: whoever reaches this address may use the model.", _settings.host

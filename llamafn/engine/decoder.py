@@ -207,8 +207,7 @@ class Decoder:
             self._free.remove(sequence)
             turn.sequence = sequence
             if self.snapshots is not None and sequence.reusable(turn.prompt) < turn.prompt.boundary:
-                with contextlib.suppress(OSError):  # a model's file that is gone has no fingerprint
-                    turn.awaits_snapshot = self.snapshots.may_be_remote(turn.prompt.prefix)
+                turn.awaits_snapshot = self.snapshots.may_be_remote(turn.prompt.prefix)
             turn.began_at = time.monotonic()
             self._running.append(turn)
             self._changed.notify_all()  # the watch must know of its deadline
@@ -231,8 +230,14 @@ class Decoder:
         known = sequence.reusable(prompt)
         if known < prompt.boundary:
             if self._restore(turn):
-                known = prompt.boundary
-            sequence.is_fresh = known in (0, prompt.boundary)
+                known, is_fresh = prompt.boundary, True
+            else:
+                # What was begun before, in whole batches, may be gone on with; what begins like another prompt may not.
+                is_begun = sequence.is_fresh and known == len(sequence.tokens) and known % BATCH_TOKENS == 0
+                is_fresh = known == 0 or is_begun
+                if not is_fresh and self.snapshots and self.snapshots.wants(prompt.prefix, keep=prompt.keep):
+                    known, is_fresh = 0, True  # once, to be saved
+            sequence.is_fresh = is_fresh
         self._forget(turn, known)
         turn.cached_tokens = len(sequence.tokens)
         turn.pending = prompt.tokens[turn.cached_tokens :]
@@ -262,9 +267,12 @@ class Decoder:
         prompt, sequence = turn.prompt, turn.sequence
         if self.snapshots is None or turn.error is not None or turn.ended_by in ("deadline", "cancelled"):
             return None
-        if not sequence.is_fresh or turn.cached_tokens is None or len(sequence.tokens) < prompt.boundary:
+        if turn.cached_tokens is None or len(sequence.tokens) < prompt.boundary:
             return None
         if not self.snapshots.wants(prompt.prefix, keep=prompt.keep):
+            self.snapshots.note(prompt.prefix)
+            return None
+        if not sequence.is_fresh:
             return None
         self._forget(turn, prompt.boundary)
         return self._context.state(sequence.index) if len(sequence.tokens) == prompt.boundary else None

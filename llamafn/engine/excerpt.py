@@ -21,8 +21,12 @@ from llamafn.engine.vocabulary import NativeVocabulary
 from llamafn.engine.vocabulary_file import Unsuitable, VocabularyFile
 from llamafn.errors import EngineError
 
-# No token reaches from a word over a space into the next.
-_BETWEEN_WORDS = re.compile(r"(?<=\S)(?= )")
+# No token reaches over these places: from a word over a space into the next; and in ASCII, where letters or digits end
+# and something else begins, or digits begin. (A sign may be one with the letters behind it.)
+_BETWEEN_WORDS = re.compile(
+    r"(?<=\S)(?= )|(?<=[A-Za-z0-9])(?=[!-/:-@[-`{-~])|(?<=[A-Za-z])(?=[0-9])|(?<=[0-9])(?=[A-Za-z])"
+    r"|(?<=[!-/:-@[-`{-~])(?=[0-9])"
+)
 _MOST_CANDIDATES = 400_000  # parts of a text to look up, 40 ms; past it the whole vocabulary is loaded, in 160
 _MOST_TOKENS = 8_192  # an excerpt grows with each text up to here, then it begins anew
 

@@ -15,6 +15,9 @@ from llamafn.engine.vocabulary_file import Unsuitable, VocabularyFile
 from llamafn.errors import ModelUnavailable
 from llamafn.timeline import COLD_START
 
+# Where a descriptor has a path.
+_OPEN = "/proc/self/fd"
+
 
 class Model:
     """A loaded GGUF; several `paths` are the parts of a split one, in order.
@@ -33,14 +36,24 @@ class Model:
                     f"There is no model file at {path!r}.",
                     hint="Check MODEL and LOCAL_MODEL_PATH: does the path exist, and may this user read it?",
                 )
-        self.paths = paths
+        self._named = paths
+        # A path may come to name another file, or none, and parts of this one are read later on.
+        self._files = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths] if os.path.isdir(_OPEN) else []
+        self.paths = tuple(f"{_OPEN}/{file}" for file in self._files) or paths
+        try:
+            self._map()
+        except BaseException:
+            self._close_files()
+            raise
+
+    def _map(self) -> None:
         self._vocabulary: Vocabulary | None = None
-        file = _vocabulary_file(paths)
+        file = _vocabulary_file(self.paths)
         self._reading: threading.Thread | None = None
         if file is not None:
             self._reading = threading.Thread(target=self._read, args=(file,), name="llamafn-vocabulary")
             self._reading.start()
-        self._handle = _load(paths, without=file)
+        self._handle = _load(self.paths, without=file)
         if not self._handle:
             raise self._unavailable()
         if file is None:
@@ -76,6 +89,7 @@ class Model:
                 self._vocabulary.close()
             llama.llama_model_free(self._handle)
             self._handle = None
+            self._close_files()
 
     @property
     def description(self) -> str:
@@ -102,9 +116,13 @@ class Model:
             except Unsuitable:
                 self._vocabulary = load_vocabulary(self.paths[0])
 
+    def _close_files(self) -> None:
+        for file in self._files:
+            os.close(file)
+
     def _unavailable(self) -> ModelUnavailable:
         return ModelUnavailable(
-            f"llama.cpp cannot load {self.paths[0]!r}: {_reason(self.paths)}.",
+            f"llama.cpp cannot load {self._named[0]!r}: {_reason(self._named)}.",
             hint="Is the file a whole GGUF of a kind that this llama.cpp knows? Fetch it again, or check MODEL.",
         )
 

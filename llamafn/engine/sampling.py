@@ -78,4 +78,5 @@ def choosing(sampling: Sampling) -> Iterator[Any]:
         yield llama.llama_sampler_init_min_p(sampling.min_p, 1)
     yield llama.llama_sampler_init_temp(sampling.temperature)
     seed = int.from_bytes(os.urandom(4), "little") if sampling.seed is None else sampling.seed & 0xFFFFFFFF
-    yield llama.llama_sampler_init_dist(seed)
+    # The last one, LLAMA_DEFAULT_SEED, means a random seed to llama.cpp.
+    yield llama.llama_sampler_init_dist(seed if seed != 0xFFFFFFFF else 0)

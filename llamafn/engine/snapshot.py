@@ -45,27 +45,30 @@ _MAX_REMEMBERED = 1024
 
 _HEADER = struct.Struct("<8s32sIQ")  # magic, key, CRC-32 of the state, its length in bytes
 _MAGIC = b"llamafn1"
-# How much of a model its fingerprint looks at: the beginning, where the metadata is, and pages of the rest.
+# How much of a model its fingerprint looks at: the beginning, where the metadata is, and pieces of the rest.
 _FINGERPRINT_BEGINNING = 1 << 20
-_FINGERPRINT_PAGES = 64
-_PAGE = 4096
+_FINGERPRINT_PIECES = 1024
+_PIECE_BYTES = 256
 
 
 def fingerprint(*paths: str) -> str:
-    """What tells a model from every other, in 2 ms: of each file its size, first MiB and 64 pages, in SHA-256.
+    """SHA-256 of each file's size, first MiB and 1,024 pieces spread over it, in 2 ms.
 
-    The digest of the whole would do the same for a second of every cold start.
+    It tells models apart, and a model from a finetune of it; not two that differ in a few places only. The digest of
+    the whole would, for a second of every cold start.
     """
     digest = hashlib.sha256()
     for path in paths:
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(file).st_size
             digest.update(size.to_bytes(8, "little"))
-            file.seek(0)
-            digest.update(file.read(_FINGERPRINT_BEGINNING))
-            for number in range(_FINGERPRINT_PAGES):
-                file.seek(max(0, size - _PAGE) * number // (_FINGERPRINT_PAGES - 1))
-                digest.update(file.read(_PAGE))
+            digest.update(os.pread(file, _FINGERPRINT_BEGINNING, 0))
+            for number in range(_FINGERPRINT_PIECES):
+                place = max(0, size - _PIECE_BYTES) * number // (_FINGERPRINT_PIECES - 1)
+                digest.update(os.pread(file, _PIECE_BYTES, place))
+        finally:
+            os.close(file)
     return digest.hexdigest()
 
 
@@ -126,13 +129,14 @@ class SnapshotStore:
         self._directories = directories
         self._remote = remote
         self._seen: set[bytes] = set()
+        self._distrusted: set[str] = set()  # paths of what is wrong, and cannot be removed
         self._asked: dict[bytes, threading.Event] = {}  # prefixes that the remote store was asked for; set once it was
         self._unshared: set[bytes] = set()  # saved here, and not yet sent there
         self._writable = True
 
     def find(self, prefix: Sequence[int]) -> Snapshot | None:
         """The snapshot of exactly these tokens, checked; None if there is none that can be trusted."""
-        if len(prefix) < SHORTEST_PREFIX:
+        if not self._has_name(prefix):
             return None
         key = self._key(prefix)
         for directory in self._directories:
@@ -149,6 +153,7 @@ class SnapshotStore:
                 if problem is None:
                     os.utime(path)  # used just now
                 else:
+                    self._distrusted.add(path)
                     os.unlink(path)
             if problem is None:
                 return Snapshot(mapped)
@@ -156,29 +161,32 @@ class SnapshotStore:
         return None
 
     def wants(self, prefix: Sequence[int], *, keep: bool) -> bool:
-        """Whether to save a prefix that is not saved yet: one to `keep` at once, another at second sight."""
-        if len(prefix) < SHORTEST_PREFIX or not self._writable:
+        """Whether to save a prefix that is not saved yet: one to `keep` at once, another once it was `note`d."""
+        if not self._writable or not self._has_name(prefix):
             return False
-        key = self._key(prefix)
-        if keep or key in self._seen:
-            return self.path_of(prefix) is None
+        return (keep or self._key(prefix) in self._seen) and self.path_of(prefix) is None
+
+    def note(self, prefix: Sequence[int]) -> None:
+        """A prefix was read: who comes with it again wants it saved."""
         if len(self._seen) >= _MAX_REMEMBERED:
             self._seen.clear()
-        self._seen.add(key)
-        return False
+        if self._has_name(prefix):
+            self._seen.add(self._key(prefix))
 
     def refuse(self, prefix: Sequence[int]) -> None:
         """llama.cpp does not take the snapshot of these tokens: away with it, so that it is made again."""
         path = self.path_of(prefix)
         if path is not None:
             log.warning("llama.cpp does not take the snapshot %s; it will be made again.", path)
+            self._distrusted.add(path)
             with contextlib.suppress(OSError):
                 os.unlink(path)
 
     def path_of(self, prefix: Sequence[int]) -> str | None:
-        """Where the snapshot of these tokens is, right or wrong; None if there is none."""
+        """Where the snapshot of these tokens is, if it was not found to be wrong; None if there is none."""
         key = self._key(prefix)
-        return next(filter(os.path.exists, (self._path(directory, key) for directory in self._directories)), None)
+        paths = (self._path(directory, key) for directory in self._directories)
+        return next((path for path in paths if path not in self._distrusted and os.path.exists(path)), None)
 
     def save(self, prefix: Sequence[int], state: bytearray) -> str | None:
         """Write a snapshot, whole or not at all. Returns its path; None if there is no place for it."""
@@ -196,6 +204,8 @@ class SnapshotStore:
     def may_be_remote(self, prefix: Sequence[int]) -> bool:
         """Whether `fetch` could bring what is not here. It asks once for each prefix."""
         if self._remote is None or len(prefix) < SHORTEST_SHARED_PREFIX or not self._writable:
+            return False
+        if not self._has_name(prefix):
             return False
         asked = self._asked.get(self._key(prefix))
         return (asked is None or not asked.is_set()) and self.path_of(prefix) is None
@@ -258,6 +268,7 @@ class SnapshotStore:
                 os.makedirs(directory, exist_ok=True)
                 _make_room(directory, sum(map(len, parts)))
                 _write(path, *parts)
+                self._distrusted.discard(path)
             except OSError as error:
                 log.info("No snapshot can be kept in %s: %s.", directory, error.strerror)
                 continue
@@ -269,6 +280,16 @@ class SnapshotStore:
     @staticmethod
     def _path(directory: str, key: bytes) -> str:
         return os.path.join(directory, key.hex() + SUFFIX)
+
+    def _has_name(self, prefix: Sequence[int]) -> bool:
+        """Whether these tokens are worth a snapshot, and one of this model can be told from another's."""
+        if len(prefix) < SHORTEST_PREFIX:
+            return False
+        try:
+            return self._identity != b""
+        except OSError as error:
+            log.warning("No prompt snapshots: the model's file cannot be read any more: %s.", error.strerror)
+            return False
 
     def _key(self, prefix: Sequence[int]) -> bytes:
         return hashlib.sha256(self._identity + array("i", prefix).tobytes()).digest()

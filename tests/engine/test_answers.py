@@ -38,6 +38,7 @@ def test_a_seed_repeats_and_another_does_not(engine: Engine) -> None:
         return ask(engine, "Write a poem.", sampling=sampling, max_tokens=24)[0]
 
     assert story(1) == story(1)
+    assert story(-1) == story(-1)  # which is 2**32 - 1, llama.cpp's word for a random one
     assert len({story(1), story(2), story(3)}) == 3
     assert story(None) != story(None)
 

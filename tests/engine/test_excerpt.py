@@ -35,6 +35,7 @@ _TEXTS = st.lists(
                 "  ",
             ]
         ),
+        st.text(st.sampled_from("abAB12.,-'_\"[]{}:~`@/\\s"), max_size=12),
         st.text(st.sampled_from("abAB 12.,;'’\n\r\táñ¡😀日\u00a0\u3000\x1c\x85"), max_size=12),
     ),
     max_size=8,
@@ -96,6 +97,15 @@ def test_only_what_a_text_needs_is_loaded(model_path: str) -> None:
     before = vocabulary.loaded
     vocabulary.tokenize("I water my tomatoes", add_special=False, parse_special=False)
     assert vocabulary.loaded is before  # nothing new in it
+    vocabulary.close()
+
+
+def test_json_without_spaces_needs_no_whole_vocabulary(model_path: str, whole: NativeVocabulary) -> None:
+    readings = ",".join(f'{{"sensor":"s{n}","v":[{n}.5,-3.25e{n}],"ok":true}}' for n in range(200))
+    vocabulary = _excerpted(model_path)
+    tokens = vocabulary.tokenize(readings, add_special=False, parse_special=False)
+    assert tokens == whole.tokenize(readings, add_special=False, parse_special=False)
+    assert len(vocabulary.loaded) < 2_000
     vocabulary.close()
 
 

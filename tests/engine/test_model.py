@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from llamafn.engine.model import Model
+from llamafn.engine.snapshot import fingerprint
 from llamafn.errors import ModelUnavailable
 
 
@@ -39,6 +42,25 @@ def test_a_truncated_gguf(tmp_path: Path, model_path: str) -> None:
 def test_no_file() -> None:
     with pytest.raises(ModelUnavailable, match=r"There is no model file at '/nowhere/model\.gguf'"):
         Model("/nowhere/model.gguf")
+
+
+def test_a_path_that_comes_to_name_another_file(tmp_path: Path, model_path: str) -> None:
+    """What is read of the file later on is still the file that was mapped."""
+    path = tmp_path / "model.gguf"
+    shutil.copyfile(model_path, path)
+    long_word = "ñ" * 4_000  # the whole vocabulary is loaded for it
+    original = Model(model_path)
+    expected = original.vocabulary.tokenize(long_word, add_special=False, parse_special=False)
+    model = Model(str(path))
+    assert fingerprint(*model.paths) == fingerprint(model_path)
+    (tmp_path / "other.gguf").write_bytes(b"GGUF of another kind")
+    (tmp_path / "other.gguf").replace(path)
+    assert model.vocabulary.tokenize(long_word, add_special=False, parse_special=False) == expected
+    assert fingerprint(*model.paths) == fingerprint(model_path)
+    before = len(os.listdir("/proc/self/fd"))
+    model.close()
+    assert len(os.listdir("/proc/self/fd")) == before - 1
+    original.close()
 
 
 def test_text_and_tokens(model_path: str) -> None:

@@ -72,6 +72,55 @@ def test_a_prefix_is_kept_at_second_sight(make: MakeEngine, tmp_path: Path) -> N
     assert seen[5] > 60
 
 
+def test_prefixes_that_begin_alike_are_kept_too(make: MakeEngine, tmp_path: Path) -> None:
+    """Each is read on top of what it has in common with the other, until it is wanted; then once from its beginning."""
+    engine = make()
+    cached: list[int] = []
+    for _ in range(3):
+        systems = (SYSTEM + "Answer about maize. " * 8, SYSTEM + "Answer about coffee. " * 8)
+        cached.extend(ask(engine, COUNT, system=system, max_tokens=2)[1].cached_tokens for system in systems)
+    assert cached[0] == 0
+    assert 60 < cached[1] < 110
+    assert cached[2:4] == [0, 0]
+    assert min(cached[4:]) > 110
+    assert len(snapshots(tmp_path)) == 2
+
+
+def test_a_default_that_begins_like_what_was_asked_before_is_kept_at_once(make: MakeEngine, tmp_path: Path) -> None:
+    engine = make()
+    ask(engine, COUNT, system=SYSTEM + "Answer about coffee. " * 8, max_tokens=1)
+    engine.read(SYSTEM + "Answer about maize. " * 8, Deadline.after(60))
+    assert len(snapshots(tmp_path)) == 1
+
+
+def test_a_damaged_one_that_cannot_be_removed_does_not_keep_a_good_one_away(
+    model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As shipped in a read-only directory. Here for root, too, for whom no directory is: by `unlink`."""
+    shipped, kept = tmp_path / "shipped", tmp_path / "kept"
+    store = SnapshotStore([model_path], 512, [str(shipped)])
+    prefix = list(range(40))
+    path = store.save(prefix, bytearray(b"state"))
+    assert path is not None
+    damaged = bytearray(Path(path).read_bytes())
+    damaged[-1] ^= 1
+    Path(path).write_bytes(damaged)
+
+    def refuse(path: str) -> None:
+        raise OSError(30, "Read-only file system", path)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    store = SnapshotStore([model_path], 512, [str(kept), str(shipped)])
+    assert store.wants(prefix, keep=True) is False  # it is there, so far as is known
+    assert store.find(prefix) is None
+    assert store.wants(prefix, keep=True)
+    assert store.save(prefix, bytearray(b"state")) is not None
+    assert len(snapshots(kept)) == 1
+    found = store.find(prefix)
+    assert found is not None
+    found.close()
+
+
 def test_a_prefix_that_is_still_in_memory_is_kept_too(make: MakeEngine, tmp_path: Path) -> None:
     """One caller, one system prompt: the next cold start must find it."""
     engine = make()

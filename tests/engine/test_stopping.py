@@ -103,10 +103,10 @@ def test_a_snapshot_store_that_breaks_does_not_stop_the_engine(
     engine = make_engine(str(copy), snapshots=SnapshotStore([str(copy)], 512, [str(tmp_path)]))
     copy.unlink()
     for _ in range(2):
-        with pytest.raises(EngineError):
-            ask(engine, "Say yes.", system="You know all about soil and rain. " * 12)
-    assert ask(engine, "Say yes.", system="Be brief.", max_tokens=1)[0]
+        assert ask(engine, "Say yes.", system="You know all about soil and rain. " * 12, max_tokens=1)[0]
     assert engine.answering == 0
+    assert list(tmp_path.iterdir()) == []
+    assert "the model's file cannot be read any more" in caplog.text
     engine.close()
 
 
