@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from llamafn.fetch import ModelFile
     from llamafn.fetch.bucket import Bucket
 
+# Those that a zip, a package or an image brings along.
+SHIPPED_SNAPSHOTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "snapshots")
+
 log = logging.getLogger("llamafn")
 
 _IMPORTS_NAME = "llamafn-imports"
@@ -259,10 +262,11 @@ def _snapshot_directories(settings: Settings) -> list[str]:
     """Where snapshots are looked for; the first that can be written to is where they are kept."""
     beside = os.path.dirname(os.path.abspath(fetch.place_of(settings)))
     if settings.snapshot_dir is not None:
-        return [settings.snapshot_dir, beside]
+        return [settings.snapshot_dir, beside, SHIPPED_SNAPSHOTS]
     temporary = [] if _belongs_to_another_user(SNAPSHOT_DIRECTORY) else [SNAPSHOT_DIRECTORY]
     # A Python package's directory is not ours to write to.
-    return [*temporary, beside] if settings.model.startswith("package://") else [beside, *temporary]
+    kept = [*temporary, beside] if settings.model.startswith("package://") else [beside, *temporary]
+    return [*kept, SHIPPED_SNAPSHOTS]
 
 
 def _snapshot_bucket(settings: Settings) -> Bucket | None:

@@ -66,6 +66,9 @@ PURPOSES = {
     ),
 }
 
+# Prompt snapshots that are shipped: those that `./build snapshot --output snapshots` has put there.
+SNAPSHOTS = ROOT / "snapshots"
+
 
 class Plan(NamedTuple):
     """What to assemble."""
@@ -108,6 +111,8 @@ def pins(requirements: str) -> dict[str, str]:
 
 
 def _our_files(purpose: Purpose) -> Iterator[tuple[Path, str]]:
+    for snapshot in sorted(SNAPSHOTS.glob("*.snapshot")):
+        yield snapshot, f"snapshots/{snapshot.name}"
     for top in (*OUR_CODE, *purpose.files):
         path = ROOT / top
         files = [path] if path.is_file() else sorted(path.rglob("*"))

@@ -46,7 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
         except OSError as error:
             raise CommandFailed(f"The snapshot cannot be put into {settings.snapshot_dir}: {error}.") from error
     print(f"{path}: {len(prefix)} tokens, {os.path.getsize(path) / 1e6:.1f} MB, for N_CTX={settings.n_ctx}")
-    print("It is found beside the model and in SNAPSHOT_DIR, by the same model and N_CTX.")
+    print(
+        "It is found in SNAPSHOT_DIR, beside the model, and in snapshots/, which ./build zip, package and image take "
+        "along;\nby the same model, N_CTX, PARALLEL and release of llama.cpp."
+    )
     return 0
 
 

@@ -50,7 +50,7 @@ def context(directory: Path) -> Path:
         source, target = ROOT / name, directory / name
         if source.is_dir():
             shutil.copytree(source, target, ignore=shutil.ignore_patterns(*ignored))
-        else:
+        elif source.exists():  # snapshots need not be there
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, target)
     return directory

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from commands import assembly
 from commands.assembly import ALWAYS, PURPOSES, Plan, assemble, compile_bytecode, find_python, pins
 from commands.portable_engine import ARCHITECTURES, this_architecture
 from commands.terminal import CommandFailed
@@ -126,6 +127,26 @@ def test_every_variant_that_this_cpu_has_answers(
     # The better one of the two that are there.
     (mapped,) = [Path(path).name for path in found["mapped"] if "ggml-cpu" in path]
     assert mapped == f"libggml-cpu-{variant}.so"
+
+
+def test_a_snapshot_is_taken_along_and_used(tmp_path: Path, model_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    system = "Eres un agrónomo y respondes en una frase. " * 6
+    (tmp_path / "system.txt").write_text(system, encoding="utf-8")
+    monkeypatch.setenv("MODEL", model_path)
+    made = [sys.executable, str(ROOT / "build"), "snapshot", "--system", "system.txt", "--output", "snapshots"]
+    subprocess.run(made, cwd=tmp_path, check=True, capture_output=True)
+    monkeypatch.setattr(assembly, "SNAPSHOTS", tmp_path / "snapshots")
+    assemble(Plan("lambda", this_architecture(), PYTHON), tmp_path / "task", os.environ)
+    _make_writable(tmp_path / "task", False)
+    event = chat("Hola")
+    event["body"] = json.dumps({"system": system, "context": "Hola", "max_tokens": 1})
+
+    found = invoke(tmp_path / "task", tmp_path, event, MODEL=model_path, SNAPSHOT_DIR=str(tmp_path / "others"))
+
+    usage = json.loads(found["answer"]["body"])["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] > usage["prompt_tokens"] / 2
+    assert not (tmp_path / "others").exists()
+    _make_writable(tmp_path / "task", True)
 
 
 def test_the_arm64_zip_answers_under_emulation(tmp_path: Path, model_path: str) -> None:
