@@ -44,6 +44,6 @@ class Deadline:
         if self.has_passed():
             raise DeadlinePassed(
                 f"The request's time ran out while {doing}.",
-                hint="Try again: what was fetched and loaded so far is kept.",
+                hint="Try again: what has been fetched and loaded by then is kept.",
                 retry_after=1,
             )

@@ -107,9 +107,11 @@ class Context:
         floats = ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float * n_vocab)).contents
         return memoryview(floats).cast("B").cast("f")
 
-    def state(self, sequence: int) -> bytearray:
-        """What the cache holds of a sequence, as llama.cpp writes it."""
+    def state(self, sequence: int, *, most_bytes: int) -> bytearray | None:
+        """What the cache holds of a sequence, as llama.cpp writes it; None if that is more than `most_bytes`."""
         size = llama.llama_state_seq_get_size(self._handle, sequence)
+        if size > most_bytes:
+            return None
         state = bytearray(size)
         buffer = (ctypes.c_uint8 * size).from_buffer(state)
         written = llama.llama_state_seq_get_data(self._handle, buffer, size, sequence)

@@ -21,7 +21,7 @@ from llamafn.engine.context import BATCH_TOKENS, Aborted, Chunk, Context
 from llamafn.engine.logprobs import Scorer
 from llamafn.engine.model import Model
 from llamafn.engine.sampling import Sampler, Sampling
-from llamafn.engine.snapshot import SnapshotStore
+from llamafn.engine.snapshot import MAX_BYTES, SnapshotStore
 from llamafn.engine.turn import CachedSequence, Prompt, Turn
 from llamafn.errors import ClientGone, EngineError, HTTPError, QueueFull
 from llamafn.timeline import COLD_START
@@ -275,7 +275,12 @@ class Decoder:
         if not sequence.is_fresh:
             return None
         self._forget(turn, prompt.boundary)
-        return self._context.state(sequence.index) if len(sequence.tokens) == prompt.boundary else None
+        if len(sequence.tokens) < prompt.boundary:
+            return None
+        state = self._context.state(sequence.index, most_bytes=MAX_BYTES)
+        if state is None:
+            self.snapshots.give_up(prompt.prefix)
+        return state
 
     def _forget(self, turn: Turn, length: int) -> None:
         """Cut the turn's sequence; what the model cannot cut (a recurrent one) has to be read again."""

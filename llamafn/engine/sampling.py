@@ -13,6 +13,10 @@ from llamafn.engine.context import Context
 PENALTY_LAST_TOKENS = 64
 
 
+# Logits divided by less are past what a float holds.
+_LEAST_TEMPERATURE = 1e-4
+
+
 class Sampling(NamedTuple):
     """The choices of one request. The defaults of top_k, top_p and min_p are llama.cpp's."""
 
@@ -25,6 +29,10 @@ class Sampling(NamedTuple):
     presence_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()  # added to the logits of these tokens
     seed: int | None = None  # 32 bits; None: a new one for each answer, also after a snapshot was restored
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < _LEAST_TEMPERATURE
 
 
 class Sampler:
@@ -67,7 +75,7 @@ def weighing(sampling: Sampling, n_vocab: int) -> Iterator[Any]:
 
 def choosing(sampling: Sampling) -> Iterator[Any]:
     """The samplers that choose among weighed tokens."""
-    if sampling.temperature <= 0:
+    if sampling.is_greedy:
         yield llama.llama_sampler_init_greedy()
         return
     if sampling.top_k > 0:

@@ -129,6 +129,7 @@ class SnapshotStore:
         self._directories = directories
         self._remote = remote
         self._seen: set[bytes] = set()
+        self._too_large: set[bytes] = set()
         self._distrusted: set[str] = set()  # paths of what is wrong, and cannot be removed
         self._asked: dict[bytes, threading.Event] = {}  # prefixes that the remote store was asked for; set once it was
         self._unshared: set[bytes] = set()  # saved here, and not yet sent there
@@ -164,7 +165,14 @@ class SnapshotStore:
         """Whether to save a prefix that is not saved yet: one to `keep` at once, another once it was `note`d."""
         if not self._writable or not self._has_name(prefix):
             return False
-        return (keep or self._key(prefix) in self._seen) and self.path_of(prefix) is None
+        key = self._key(prefix)
+        return (keep or key in self._seen) and key not in self._too_large and self.path_of(prefix) is None
+
+    def give_up(self, prefix: Sequence[int]) -> None:
+        """The state after these tokens is too large to be kept."""
+        if len(self._too_large) < _MAX_REMEMBERED:
+            self._too_large.add(self._key(prefix))
+            log.info("No snapshot of %d tokens is kept: it would have more than %d MB.", len(prefix), MAX_BYTES >> 20)
 
     def note(self, prefix: Sequence[int]) -> None:
         """A prefix was read: who comes with it again wants it saved."""

@@ -43,6 +43,14 @@ def test_a_seed_repeats_and_another_does_not(engine: Engine) -> None:
     assert story(None) != story(None)
 
 
+def test_a_temperature_of_next_to_nothing_is_greedy(engine: Engine) -> None:
+    coldest = Sampling(temperature=1e-38, top_k=0, top_p=1.0, min_p=0.0)
+    assert (
+        ask(engine, "Name a colour.", sampling=coldest, max_tokens=8)[0]
+        == ask(engine, "Name a colour.", max_tokens=8)[0]
+    )
+
+
 def test_top_k_of_one_is_greedy(engine: Engine) -> None:
     greedy, _ = ask(engine, "Name a colour.", max_tokens=8)
     assert ask(engine, "Name a colour.", sampling=Sampling(temperature=2, top_k=1, seed=5), max_tokens=8)[0] == greedy

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from llamafn.deadline import Deadline
+from llamafn.engine import decoder as decoder_module
 from llamafn.engine import snapshot as module
 from llamafn.engine.engine import Engine
 from llamafn.engine.snapshot import SnapshotStore, fingerprint
@@ -127,6 +128,19 @@ def test_a_prefix_that_is_still_in_memory_is_kept_too(make: MakeEngine, tmp_path
     for _ in range(2):
         ask(engine, COUNT, system=SYSTEM, max_tokens=2)
     assert len(snapshots(tmp_path)) == 1
+
+
+def test_a_state_that_is_too_large_is_tried_once(
+    make: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The bound is lowered; models that reach the real one take gigabytes."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr(decoder_module, "MAX_BYTES", 1_000)
+    engine = make()
+    for _ in range(4):
+        assert ask(engine, COUNT, system=SYSTEM, max_tokens=2)[0]
+    assert snapshots(tmp_path) == []
+    assert caplog.text.count("No snapshot of") == 1
 
 
 def test_a_short_prefix_is_not_worth_a_file(make: MakeEngine, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ class Guide(Sampler):
         choose = llama.llama_sampler_init(ctypes.byref(self._interface), None)
         self._chain = chain([*weighing(sampling, model.vocabulary.n_tokens), likeliest, choose])
         self._choice = chain(choosing(sampling))
-        self._greedy = sampling.temperature <= 0
+        self._greedy = sampling.is_greedy
         self._copy = (llama.llama_token_data * CANDIDATES)()
 
     def close(self) -> None:
