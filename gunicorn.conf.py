@@ -34,7 +34,7 @@ keepalive = 5
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 preload_app = _settings.preload
 # A client that takes nothing for so long has left, and must not keep the turn of its answer.
-_SEND_SECONDS = 10
+_SEND_LIMIT = struct.pack("ll", 10, 0)  # a timeval: seconds and microseconds
 # Its control socket would be in $HOME, which serverless platforms do not let us write to.
 control_socket_disable = True
 
@@ -46,7 +46,7 @@ def _is_loopback(host: str) -> bool:
 def when_ready(server: Any) -> None:
     """In the master, before any worker: map the weights once, for every worker that will follow."""
     for listener in server.LISTENERS:  # whose connections inherit it: socket(7)
-        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_SECONDS, 0))
+        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_LIMIT)
     if not _settings.api_keys and not _is_loopback(_settings.host):
         server.log.warning(
             "Listening on %s without API_KEYS: whoever reaches this address may use the model.", _settings.host

@@ -245,10 +245,34 @@ def test_a_server_that_everybody_may_use_says_so(environ: dict[str, str], warned
         "import logging, runpy, types, sys\n"
         "logging.basicConfig(stream=sys.stdout)\n"
         "hooks = runpy.run_path('gunicorn.conf.py')\n"
-        "hooks['when_ready'](types.SimpleNamespace(log=logging.getLogger()))\n"
+        "hooks['when_ready'](types.SimpleNamespace(log=logging.getLogger(), LISTENERS=[]))\n"
     )
     environ = {**os.environ, **environ}
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True, check=True
     )
     assert ("without API_KEYS: whoever reaches this address may use the model." in result.stdout) is warned
+
+
+def test_a_client_that_takes_nothing_is_not_waited_for_long() -> None:
+    """The configuration's own hook and a real connection, by the kernel's rule, with its 10 s made a tenth of one."""
+    code = (
+        "import logging, runpy, socket, struct, types\n"
+        "hooks = runpy.run_path('gunicorn.conf.py')\n"
+        "hooks['when_ready'].__globals__['_SEND_LIMIT'] = struct.pack('ll', 0, 100_000)\n"
+        "listener = socket.create_server(('127.0.0.1', 0))\n"
+        "server = types.SimpleNamespace(log=logging.getLogger(), LISTENERS=[types.SimpleNamespace(sock=listener)])\n"
+        "hooks['when_ready'](server)\n"
+        "client = socket.create_connection(listener.getsockname())\n"
+        "accepted, _ = listener.accept()\n"
+        "accepted.setblocking(True)\n"
+        "try:\n"
+        "    while True:\n"
+        "        accepted.sendall(bytes(1 << 20))\n"
+        "except OSError as error:\n"
+        "    print(type(error).__name__)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert result.stdout.strip() == "BlockingIOError"
