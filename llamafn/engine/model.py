@@ -37,10 +37,12 @@ class Model:
                     hint="Check MODEL and LOCAL_MODEL_PATH: does the path exist, and may this user read it?",
                 )
         self._named = paths
-        # A path may come to name another file, or none, and parts of this one are read later on.
-        self._files = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths] if os.path.isdir(_OPEN) else []
-        self.paths = tuple(f"{_OPEN}/{file}" for file in self._files) or paths
+        self._files: list[int] = []
         try:
+            # A path may come to name another file, or none, and parts of this one are read later on.
+            for path in paths:
+                self._files.append(_opened(path))
+            self.paths = tuple(f"{_OPEN}/{file}" for file in self._files) if os.path.isdir(_OPEN) else paths
             self._map()
         except BaseException:
             self._close_files()
@@ -125,6 +127,16 @@ class Model:
             f"llama.cpp cannot load {self._named[0]!r}: {_reason(self._named)}.",
             hint="Is the file a whole GGUF of a kind that this llama.cpp knows? Fetch it again, or check MODEL.",
         )
+
+
+def _opened(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ModelUnavailable(
+            f"The model file {path!r} cannot be opened: {error.strerror}.",
+            hint="May this user read it? Check its owner and its permissions.",
+        ) from error
 
 
 def _vocabulary_file(paths: Sequence[str]) -> VocabularyFile | None:

@@ -44,6 +44,20 @@ def test_no_file() -> None:
         Model("/nowhere/model.gguf")
 
 
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read everything, so the refusal is made up."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF")
+
+    def refuse(path: str, flags: int) -> int:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(ModelUnavailable) as caught:
+        Model(str(path))
+    assert caught.value.message == f"The model file {str(path)!r} cannot be opened: Permission denied."
+
+
 def test_a_path_that_comes_to_name_another_file(tmp_path: Path, model_path: str) -> None:
     """What is read of the file later on is still the file that was mapped."""
     path = tmp_path / "model.gguf"
